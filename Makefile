@@ -1,0 +1,72 @@
+# Everything a person or a machine does here is a target; .ci/run calls nothing else.
+
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; do \
+	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo "$$p" && break; done)
+WORKERS ?= 2
+VENV    := .venv
+BIN     := $(VENV)/bin
+UV      := uv==0.13.9
+# Scripts in a virtual environment hold its path, so a copied or moved one counts as not made.
+READY   := $(VENV)/.ready-$(shell pwd | cksum | cut -d ' ' -f 1)
+
+COMPILE := $(BIN)/uv pip compile --quiet pyproject.toml --universal --generate-hashes --no-header --no-emit-index-url
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run clean-run test test-unit check format lock clean
+
+##@ Use
+
+run: $(READY) ## Serve with private Postgres, Valkey and simulator; prints what to paste; Ctrl-C stops all
+	@exec $(BIN)/tollhouse run
+
+clean-run: ## Forget the data, keys and master key of `make run`
+	rm -rf .run
+
+##@ Change
+
+setup: $(READY) ## Make .venv from the hashed lock
+
+test: $(READY) ## Every test, on real private servers, WORKERS (2) at a time
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+
+test-unit: $(READY) ## The tests that start nothing
+	$(BIN)/python -m pytest -q tests/unit
+
+check: $(READY) ## Format, lint, types, unit tests, policy files
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/unit
+	$(BIN)/tollhouse policies check
+
+format: $(READY) ## Format and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: $(READY) ## Resolve both lock files again from pyproject.toml (keeps what still fits)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
+	$(COMPILE) --extra embedded --group dev --output-file requirements.lock
+	$(COMPILE) --constraint requirements.lock --no-annotate --output-file requirements.runtime.lock
+
+clean: ## Remove the virtual environment and every cache; `make run`'s data stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+
+##@ Help
+
+help: ## This list
+	@awk 'BEGIN { FS = ":.*## "; printf "Usage: make <target>\n" } \
+		/^##@/ { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-zA-Z0-9_-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+$(READY): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv and ensurepip found (on Debian: apt install python3-venv); name one with PYTHON=..." >&2; exit 1; }
+	@echo "Making $(VENV) with $$($(PYTHON) -V)"
+	@rm -f $(VENV)/.ready-*
+	@$(PYTHON) -m venv $(VENV)
+	@# uv takes seconds and reads no pip configuration; pip takes longer and works where only pip is configured.
+	@if $(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV) \
+		&& $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --requirement requirements.lock; then :; else \
+		echo "Without uv: installing with pip" >&2; \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock; fi
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
