@@ -139,7 +139,7 @@ def migrated_template(postgres_url: str, as_role: Callable[[str, str], str]) -> 
 
     Made as in production: by the owner, who grants the application what it needs.
     """
-    for url in _fresh_database(postgres_url, template="template0"):
+    for url in fresh_database(postgres_url, template="template0"):
         migrate = importlib.import_module("proxy.postgres.migrate")
         migrate.upgrade(as_role(url, OWNER), application_role=APPLICATION)
         yield url.rpartition("/")[2].partition("?")[0]
@@ -148,7 +148,7 @@ def migrated_template(postgres_url: str, as_role: Callable[[str, str], str]) -> 
 @pytest.fixture
 def database_url(postgres_url: str, migrated_template: str) -> Iterator[str]:
     """SQLAlchemy URL of a database of this test's own, at head and empty, as superuser."""
-    yield from _fresh_database(postgres_url, template=migrated_template)
+    yield from fresh_database(postgres_url, template=migrated_template)
 
 
 @pytest.fixture
@@ -161,10 +161,10 @@ def app_database_url(database_url: str, as_role: Callable[[str, str], str]) -> s
 def empty_database_url(postgres_url: str, as_role: Callable[[str, str], str]) -> Iterator[str]:
     """A database of this test's own without any schema, as superuser: for the migrations' own tests."""
     del as_role  # it makes the owner
-    yield from _fresh_database(postgres_url, template="template0")
+    yield from fresh_database(postgres_url, template="template0")
 
 
-def _fresh_database(url: str, *, template: str) -> Iterator[str]:
+def fresh_database(url: str, *, template: str) -> Iterator[str]:
     name = f"tollhouse_test_{uuid.uuid4().hex[:12]}"
     admin_url = with_database(url, "postgres")
     execute(admin_url, f"CREATE DATABASE {name} TEMPLATE {template} OWNER {OWNER}")
@@ -172,13 +172,19 @@ def _fresh_database(url: str, *, template: str) -> Iterator[str]:
     execute(admin_url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
+@pytest.fixture(scope="session")
+def session_redis_url(request: pytest.FixtureRequest) -> str:
+    """A `redis://` URL that all tests of a worker share; keys in it belong to tenants of one test."""
+    if NAMED_REDIS_URL:
+        return NAMED_REDIS_URL
+    server: Valkey = request.getfixturevalue("valkey_server")
+    return server.url
+
+
 @pytest.fixture
-def redis_url(request: pytest.FixtureRequest) -> str:
+def redis_url(session_redis_url: str) -> str:
     """A `redis://` URL whose database is empty when the test begins."""
-    url = NAMED_REDIS_URL
-    if not url:
-        server: Valkey = request.getfixturevalue("valkey_server")
-        url = server.url
+    url = session_redis_url
     with redis_client.Redis.from_url(url) as client:
         client.flushdb()
     return url

@@ -60,8 +60,14 @@ class Quotas:
     """On-demand quotas by model, and those of provisioned ARNs."""
 
     def __init__(self, quotas: Mapping[str, Quota]) -> None:
-        self.quotas = dict(quotas)
+        self._configured = dict(quotas)
         self._buckets: dict[str, _Bucket] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """The configured quotas again, unused."""
+        self.quotas = dict(self._configured)
+        self._buckets.clear()
 
     def take(self, model: Model, tokens: int) -> Lease | None:
         """``tokens``: prompt plus output limit. Raises ThrottlingException; None where nothing is limited."""

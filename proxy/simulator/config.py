@@ -39,7 +39,7 @@ class Config:
     strict_llama: bool = False
     #: Shortest prefix, in tokens, that a cache checkpoint stores (Bedrock: 1,024 for most models).
     cache_min_tokens: int = 16
-    #: Prompt length, in tokens, above which latency-optimized Llama 405B falls back to standard.
+    #: Prompt and output tokens together above which latency-optimized Llama 405B falls back to standard.
     latency_limit_tokens: int = 11_000
     #: No per-call rows and no request log: totals only, for load tests.
     canned: bool = False

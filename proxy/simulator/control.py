@@ -64,6 +64,7 @@ class Control:
             case "DELETE", "/_control":
                 faults.reset()
                 self._runtime.cache.clear()
+                self._runtime.quotas.reset()
                 return {"rules": []}
             case "POST", "/_catalog":
                 self._runtime.catalog.add(_object(body))

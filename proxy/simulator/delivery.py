@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -219,9 +220,14 @@ class Delivery:
         dialect = plan.route.dialect
         frames = dialect.frames(plan.ask, plan.reply, plan.outcome)
         twice = plan.orders.of("usage")
-        if twice is not None and twice.arguments[0] == "twice":
+        if twice is not None and twice.arguments[0] in {"twice", "decreasing"}:
             place = len(frames) + dialect.usage_at
-            frames.insert(place, frames[place])
+            again = frames[place]
+            if twice.arguments[0] == "decreasing" and plan.call is not None:
+                less = Usage(input=plan.call.usage.input // 2, output=plan.call.usage.output // 2)
+                lower = replace(plan.outcome, usage=less)
+                again = dialect.frames(plan.ask, plan.reply, lower)[place]
+            frames.insert(place + 1, again)
         return frames
 
     async def _stream(self, plan: Plan, out: Out, fault: Fault | None) -> None:

@@ -27,7 +27,7 @@ KINDS: dict[str, tuple[int, int]] = {
     "usage": (1, 1),
     "downgrade": (0, 0),
 }
-_USAGE_FAULTS = {"negative", "huge", "twice"}
+_USAGE_FAULTS = {"negative", "huge", "twice", "decreasing"}
 _DIRECTIVE = re.compile(rb"\[\[(\w+)=([\w:./-]+)\]\]")
 
 

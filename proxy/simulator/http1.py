@@ -151,7 +151,7 @@ class Connection(asyncio.Protocol):
             self._serve()
 
     def _serve(self) -> None:
-        while not self.lost:
+        while not self.lost and not self.transport.is_closing():
             try:
                 request = self._next()
             except Bad:

@@ -30,6 +30,10 @@ from proxy.simulator.transport import Request
 _MOST_METADATA = 16
 _LONGEST_METADATA = 256
 _HUGE = 2**62
+_NO_CACHING = (
+    "You invoked an unsupported model or your request did not allow prompt caching. "
+    "See the documentation for more information."
+)
 
 
 @dataclass(slots=True)
@@ -137,6 +141,8 @@ class Runtime:
             )
         if ask.prompt.tokens > model.context_tokens:
             raise invalid("Input is too long for requested model.")
+        if ask.prompt.marks and not model.price.caches:
+            raise Refusal("AccessDeniedException", _NO_CACHING)
         text = ask.prompt.text
         seed = tokens.seed_of(model.base.encode(), text.encode("utf-8", "surrogatepass"))
         names = (model.requested, model.price_id, model.base)
@@ -166,7 +172,7 @@ class Runtime:
                 wishes.guardrail, ask.prompt.characters, reply, blocked=blocked
             )
             extra += guardrails.cost(units, self.prices.guardrail_units)
-        tier, latency = self._served(plan, ask, wishes)
+        tier, latency = self._served(plan, wishes, usage)
         rates = (
             model.price.rates(usage, tier or "default", latency or "standard") if model.per_token else None
         )
@@ -192,12 +198,6 @@ class Runtime:
 
     def _prompt_usage(self, ask: Ask, model: Model, orders: Orders) -> Usage:
         prompt = ask.prompt
-        if prompt.marks and not model.price.caches:
-            raise Refusal(
-                "AccessDeniedException",
-                "You invoked an unsupported model or your request did not allow prompt caching. "
-                "See the documentation for more information.",
-            )
         usage = (
             self.cache.split(model, prompt.tokens, prompt.marks)
             if prompt.marks
@@ -241,14 +241,16 @@ class Runtime:
             total += model.price.image(width, height, quality) * amount
         return total
 
-    def _served(self, plan: Plan, ask: Ask, wishes: Wishes) -> tuple[str | None, str | None]:
+    def _served(self, plan: Plan, wishes: Wishes, usage: Usage) -> tuple[str | None, str | None]:
         """Tier and latency as served, and so as priced; None where nobody asked."""
         tier, latency, price = wishes.tier, wishes.latency, plan.model.price
         downgraded = plan.orders.of("downgrade") is not None
         if tier is not None and (downgraded or tier not in price.tiers):
             tier = "default"
         if latency == "optimized":
-            long_405b = "405b" in plan.model.base and ask.prompt.tokens > self.config.latency_limit_tokens
+            long_405b = (
+                "405b" in plan.model.base and usage.prompt + usage.output > self.config.latency_limit_tokens
+            )
             if downgraded or long_405b or price.optimized is None or not plan.model.per_token:
                 latency = "standard"
         return tier, latency

@@ -1,6 +1,8 @@
 """Cohere: Command R, the older Command, Embed and Rerank."""
 # ruff: noqa: ARG002 - one signature for every dialect
 
+import orjson
+
 from proxy.simulator import tokens
 from proxy.simulator.catalog import Model
 from proxy.simulator.errors import invalid
@@ -25,7 +27,7 @@ class CommandR(Family):
             prompt.add(str(turn.get("message", "")))
         prompt.add(str(body.get("preamble") or ""))
         for document in body.get("documents") or []:
-            prompt.add(str(document))
+            prompt.add(document if isinstance(document, str) else orjson.dumps(document).decode())
         prompt.add(string(body, "message"))
         limit = integer(body, "max_tokens") or model.default_output_tokens
         return Ask(prompt, min(limit, model.max_output_tokens))
@@ -127,7 +129,7 @@ class Rerank(Family):
         prompt.add(string(body, "query"))
         documents = array(body, "documents")
         for document in documents:
-            prompt.add(str(document))
+            prompt.add(document if isinstance(document, str) else orjson.dumps(document).decode())
         queries = -(-len(documents) // _DOCUMENTS_PER_QUERY)
         top = integer(body, "top_n") or len(documents)
         return Ask(prompt, 0, silent=True, queries=queries, extra={"amount": min(top, len(documents))})

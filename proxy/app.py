@@ -1,0 +1,276 @@
+"""The composition root of one worker process. The only module that knows all the others.
+
+`create` is what granian calls: it reads the settings and returns the ASGI application, whose
+lifespan builds every collaborator, recovers what a dead process left, and opens for business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from litestar import Litestar, asgi
+from litestar.exceptions import MethodNotAllowedException, NotFoundException
+from litestar.types import Receive, Scope, Send
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from proxy import failpoints, policyfile, telemetry
+from proxy import settings as settings_module
+from proxy.bedrock.client import AiohttpUpstream
+from proxy.bedrock.inbound import InboundSignatures
+from proxy.bedrock.wires import BedrockWires, classify
+from proxy.call import Bounds, Kit
+from proxy.directory import Directory
+from proxy.domain.estimate import Estimator
+from proxy.errors import BankAway, Unauthenticated, Unavailable
+from proxy.keys import Keyring, parse_master_key
+from proxy.pipeline import Pipeline, Request
+from proxy.policyfile import PolicySet
+from proxy.ports import MODEL, PRICE
+from proxy.postgres.bank import PostgresBank
+from proxy.postgres.engine import check_server, create_engine
+from proxy.postgres.labels import PostgresLabels
+from proxy.postgres.refusals import PostgresRefusals
+from proxy.postgres.roster import PostgresRoster
+from proxy.recorder import FlightRecorder
+from proxy.redis.client import RedisClient, connect
+from proxy.redis.limiter import RedisLimiter
+from proxy.settings import Settings
+from proxy.settler import HeldQueue, Settler
+from proxy.web.admin import admin_routes
+from proxy.web.auth import KeyAuthenticator, refusal_of
+from proxy.web.health import health_routes
+from proxy.web.inference import MOUNTS, Inference, model_list, no_route
+from proxy.worker import recovery
+from proxy.worker.rollups import RefusalCounter
+
+log = logging.getLogger("tollhouse.app")
+
+_PR_SET_PDEATHSIG = 1
+_WATCH_SECONDS = 2.0
+_LEASE_SECONDS = 15.0
+
+
+def create() -> Any:
+    """The ASGI application of one worker process."""
+    settings = settings_module.load()
+    telemetry.configure_logging(settings.log_level)
+    failpoints.arm(settings.fail_point)
+    # A server process that was killed must not leave a worker that nobody supervises.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    return Worker(settings).application()
+
+
+@dataclass(slots=True)
+class Worker:
+    """Everything one process has. Built in `start`, in the order in which things need each other."""
+
+    settings: Settings
+    engine: AsyncEngine = field(init=False)
+    policies: PolicySet = field(init=False)
+    keyring: Keyring = field(init=False)
+    directory: Directory = field(init=False)
+    authenticator: KeyAuthenticator = field(init=False)
+    kit: Kit = field(init=False)
+    pipeline: Pipeline = field(init=False)
+    redis: RedisClient = field(init=False)
+    limiter: RedisLimiter = field(init=False)
+    upstream: AiohttpUpstream = field(init=False)
+    bank: PostgresBank = field(init=False)
+    flight: FlightRecorder = field(init=False)
+    refusals: RefusalCounter = field(init=False)
+    #: why no call may be admitted now; None when open
+    closed: str | None = "starting"
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    # ---- start and stop ----------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Raises `ConfigurationError` for what must not be run with, `BankAway` without Postgres."""
+        s = self.settings
+        self.policies = policyfile.load(s.policies_dir, region=s.aws_region)
+        self.engine = create_engine(s.database_url, pool_size=s.bank_lanes + 8)
+        await check_server(self.engine, require_durable=s.require_durable)
+        self.keyring = Keyring(
+            parse_master_key(s.master_key),
+            previous=parse_master_key(s.previous_master_key) if s.previous_master_key else None,
+            environment=s.key_environment,
+        )
+        self.directory = Directory(PostgresRoster(self.engine), self.keyring, self.policies)
+        self.authenticator = KeyAuthenticator(self.directory, InboundSignatures(time.time))
+        self.bank = PostgresBank(self.engine, lanes=s.bank_lanes, admit_timeout_s=s.admit_timeout_ms / 1000)
+        await self.bank.start()
+        await self.directory.start()
+        if s.surface != "admin":
+            await self._start_data_plane()
+        self.closed = None
+
+    async def _start_data_plane(self) -> None:
+        s = self.settings
+        labels = PostgresLabels(self.engine)
+        await labels.load()
+        for version in self.policies.prices.versions:
+            await labels.intern(PRICE, version.id)
+        await recovery.recover(self.bank, s.state_path)
+        self.flight = FlightRecorder(s.state_path)
+        self.redis = connect(s.redis_url)
+        self.limiter = RedisLimiter(self.redis, away=s.limiter_fallback)
+        await self.limiter.start()
+        self.upstream = AiohttpUpstream(endpoint_url=s.bedrock_endpoint_url or None)
+        await self.upstream.start()
+        queue = HeldQueue()
+        self.kit = Kit(
+            queue=queue,
+            bank=self.bank,
+            recorder=self.flight,
+            upstream=self.upstream,
+            limiter=self.limiter,
+            settler=Settler(self.bank, self.flight, queue),
+            bounds=_bounds(s),
+            classify=classify,
+        )
+        self.refusals = RefusalCounter(PostgresRefusals(self.engine), s.metrics_tenants)
+        self.pipeline = Pipeline(
+            kit=self.kit,
+            authenticator=self.authenticator,
+            book=lambda: self.policies,
+            wires=BedrockWires(first_byte=s.first_byte_seconds, idle=s.idle_seconds),
+            labels=labels,
+            estimator=Estimator(),
+            refusals=self.refusals,
+            horizon=s.call_seconds,
+            max_calls=s.max_calls,
+            closed=lambda: self.closed,
+        )
+        self._tasks = [
+            asyncio.create_task(recovery.watch(self.bank, s.state_path, _WATCH_SECONDS)),
+            asyncio.create_task(self.refusals.run()),
+            asyncio.create_task(self._renew_leases()),
+            asyncio.create_task(self._watch()),
+        ]
+
+    async def stop(self) -> None:
+        """Drain: running calls end within the grace; what is left is in the flight recorder."""
+        self.closed = "shutting down"
+        if self.settings.surface != "admin":
+            await self._drain(self.settings.shutdown_seconds)
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self.refusals.flush()
+            await self.kit.settler.drain(5.0)
+            self.flight.shut()
+            await self.limiter.aclose()
+            await self.redis.aclose()
+            await self.upstream.aclose()
+        await self.directory.stop()
+        await self.bank.aclose()
+        await self.engine.dispose()
+
+    async def _drain(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while self.kit.running and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+
+    async def _renew_leases(self) -> None:
+        """Calls that outlive a lease keep it."""
+        while True:
+            await asyncio.sleep(_LEASE_SECONDS)
+            spends = [e.call.spend for e in self.kit.running if e.call.spend is not None]
+            if spends:
+                await self.limiter.renew(spends)
+
+    async def _watch(self) -> None:
+        """Keep the gauges, and close the door while our clock and the bank's disagree."""
+        while True:
+            telemetry.IN_FLIGHT.set(len(self.kit.running))
+            telemetry.DRAINING.set(self.kit.draining)
+            telemetry.UNSETTLED.set(self.kit.settler.waiting)
+            for mode in ("redis", "local", "deny", "allow"):
+                telemetry.LIMITER_MODE.labels(mode).set(1 if self.limiter.mode == mode else 0)
+            with contextlib.suppress(BankAway):
+                skew = await self.bank.clock_skew_seconds()
+                off = abs(skew) > self.settings.clock_skew_seconds
+                self.closed = f"this replica's clock is off by {skew:.0f} s" if off else None
+            await asyncio.sleep(_WATCH_SECONDS)
+
+    # ---- the application ---------------------------------------------------------------------
+
+    def application(self) -> Litestar:
+        """Routes by surface. Inference paths are raw mounts; a path that is no route of any kind is
+        refused in the dialect it looks like.
+        """
+        handlers: list[Any] = list(health_routes(self.why_not_ready))
+        split = self.settings.admin_port and self.settings.surface == "all"
+        if self.settings.surface != "inference" and not split:
+            handlers += admin_routes(self)
+        if self.settings.surface != "admin":
+            handlers.append(self._mount())
+        return Litestar(
+            route_handlers=handlers,
+            lifespan=[self._lifespan],
+            exception_handlers={NotFoundException: no_route, MethodNotAllowedException: no_route},
+            openapi_config=None,
+            logging_config=None,
+            request_max_body_size=None,
+        )
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _: Litestar) -> AsyncIterator[None]:
+        await self.start()
+        try:
+            yield
+        finally:
+            await self.stop()
+
+    def _mount(self) -> Any:
+        worker = self
+        inference: Inference | None = None
+
+        @asgi(list(MOUNTS), is_mount=True, copy_scope=False)
+        async def mount(scope: Scope, receive: Receive, send: Send) -> None:
+            nonlocal inference
+            if inference is None:
+                inference = Inference(worker.pipeline, worker.models, worker.settings.body_seconds)
+            await inference(scope, receive, send)  # type: ignore[arg-type]
+
+        return mount
+
+    def why_not_ready(self) -> str | None:
+        return self.closed
+
+    def models(self, request: Request) -> bytes:
+        """`GET /v1/models`: what the key behind the request may call."""
+        presented = self.pipeline.authenticator.present(
+            request.method, request.raw_path, request.query, request.raw_headers
+        )
+        presented.verify(b"")
+        if presented.caller.refusal is not None:
+            raise refusal_of(presented.caller)
+        if self.directory.stale:
+            raise Unavailable("the directory of keys is stale; please retry", reason="directory_stale")
+        policy = presented.caller.policy
+        names = [(m.id, m.provider, 0) for m in self.policies.models.values() if policy.allows(m.id)]
+        return model_list(names)
+
+
+def _bounds(s: Settings) -> Bounds:
+    return Bounds(
+        call=s.call_seconds,
+        first_byte=s.first_byte_seconds,
+        idle=s.idle_seconds,
+        drain=s.drain_seconds,
+        drain_calls=s.drain_calls,
+        hold=s.settle_hold_ms / 1000,
+        held_wait=s.held_wait_ms / 1000,
+    )
+
+
+__all__ = ["MODEL", "Unauthenticated", "Worker", "create"]

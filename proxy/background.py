@@ -1,0 +1,111 @@
+"""`tollhouse worker`: what must be done by somebody, at any time, but not on the path of a call.
+
+Any number may run: each duty is idempotent or elects its doer by an advisory lock in Postgres.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from prometheus_client import start_http_server
+
+from proxy import telemetry
+from proxy.errors import BankAway
+from proxy.postgres.bank import PostgresBank
+from proxy.postgres.engine import check_server, create_engine
+from proxy.postgres.keeper import Keeper
+from proxy.server import check
+from proxy.settings import Settings
+
+log = logging.getLogger("tollhouse.worker")
+
+SWEEP_SECONDS = 10.0
+UPKEEP_SECONDS = 600.0
+GAUGE_SECONDS = 10.0
+INVARIANT_SECONDS = 300.0
+MONTHS_AHEAD = 4
+_BUDGETS_SHOWN = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Duty:
+    name: str
+    every: float
+    act: Callable[[], Awaitable[None]]
+
+
+def work(settings: Settings) -> int:
+    """Blocks until SIGTERM or SIGINT."""
+    check(settings)
+    telemetry.configure_logging(settings.log_level)
+    if settings.metrics_port:
+        start_http_server(settings.metrics_port, settings.host)
+    asyncio.run(_work(settings))
+    return 0
+
+
+async def _work(settings: Settings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    engine = create_engine(settings.database_url, pool_size=6, application_name="tollhouse-worker")
+    await check_server(engine, require_durable=settings.require_durable)
+    bank = PostgresBank(engine, lanes=1)
+    tasks = [asyncio.create_task(_repeat(duty)) for duty in duties(settings, bank, Keeper(engine))]
+    await stop.wait()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await engine.dispose()
+
+
+def duties(settings: Settings, bank: PostgresBank, keeper: Keeper) -> list[Duty]:
+    """Everything a worker does, with how often."""
+
+    async def sweep() -> None:
+        swept = await bank.sweep(settings.call_seconds)
+        if swept.swept:
+            telemetry.SWEPT.inc(swept.swept)
+            log.warning("%d attempts were open for too long and are charged their ceiling", swept.swept)
+
+    async def upkeep() -> None:
+        await bank.ensure_partitions(MONTHS_AHEAD)
+        await bank.roll_periods()
+        telemetry.PARTITION_DAYS.set(await keeper.partition_days())
+
+    async def gauges() -> None:
+        telemetry.OPEN_ATTEMPTS.set(await keeper.open_attempts())
+        for b in await keeper.standings(_BUDGETS_SHOWN):
+            telemetry.BUDGET_LIMIT.labels(b.tenant, b.scope, b.budget).set(b.limit)
+            telemetry.BUDGET_RESERVED.labels(b.tenant, b.scope, b.budget).set(b.reserved)
+            telemetry.BUDGET_SETTLED.labels(b.tenant, b.scope, b.budget).set(b.settled)
+
+    async def invariants() -> None:
+        broken = await keeper.broken_invariants()
+        for name in ("I1", "I2", "I3", "I4"):
+            telemetry.INVARIANT.labels(name).set(broken.get(name, 0))
+        if broken:
+            log.critical("invariants of the ledger are broken: %s", broken)
+
+    return [
+        Duty("sweep", SWEEP_SECONDS, sweep),
+        Duty("upkeep", UPKEEP_SECONDS, upkeep),
+        Duty("gauges", GAUGE_SECONDS, gauges),
+        Duty("invariants", INVARIANT_SECONDS, invariants),
+    ]
+
+
+async def _repeat(duty: Duty) -> None:
+    while True:
+        try:
+            await duty.act()
+        except BankAway as error:
+            log.warning("%s: %s", duty.name, error)
+        except Exception:
+            log.exception("%s failed", duty.name)
+        await asyncio.sleep(duty.every)

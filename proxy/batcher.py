@@ -1,0 +1,136 @@
+"""Natural batching: while one batch is away, the next gathers. There is no timer and no tuning.
+
+An idle batcher sends at once, together with whatever else was submitted in the same turn of the event
+loop; a busy one sends everything that gathered meanwhile as soon as the batch before is back. So a
+quiet system pays no wait and a busy one shares each trip.
+
+Obligations of `send`: it takes 1 to `max_items` items and returns one result per item, in order. An
+exception in a result's place goes to that item's caller alone; one that `send` raises goes to every
+caller of the batch. It bounds its own time: until it returns, nothing else is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class BatcherFullError(Exception):
+    """Too many items wait; this one was not taken. Shed the load, do not retry at once."""
+
+
+class BatcherClosedError(Exception):
+    """The batcher takes no more items; this one was not sent."""
+
+
+class _Entry(Generic[Item, Result]):
+    __slots__ = ("future", "item", "sent")
+
+    def __init__(self, item: Item, future: asyncio.Future[Result]) -> None:
+        self.item = item
+        self.future = future
+        self.sent = False
+
+
+class Batcher(Generic[Item, Result]):
+    """Merges concurrent `submit`s into calls of `send`. Belongs to the loop it first runs in."""
+
+    def __init__(
+        self,
+        send: Callable[[list[Item]], Awaitable[Sequence[Result | BaseException]]],
+        *,
+        max_items: int = 256,
+        max_waiting: int = 4096,
+    ) -> None:
+        self._send = send
+        self._max_items = max_items
+        self._max_waiting = max_waiting
+        self._queue: deque[_Entry[Item, Result]] = deque()
+        self._waiting = 0  # entries of the queue whose caller is still there
+        self._runner: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        """Items not sent yet."""
+        return self._waiting
+
+    async def submit(self, item: Item, *, timeout_s: float | None = None) -> Result:
+        """The result of `item`. Raises BatcherFullError or BatcherClosedError (never sent), TimeoutError.
+
+        After a TimeoutError or a cancellation an item that still waited is never sent; one that was
+        away may have had its effect.
+        """
+        if self._closed:
+            raise BatcherClosedError
+        if self._waiting >= self._max_waiting:
+            raise BatcherFullError
+        entry = _Entry[Item, Result](item, asyncio.get_running_loop().create_future())
+        self._enqueue(entry)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await entry.future
+        finally:
+            if not entry.sent:
+                entry.future.cancel()
+                self._waiting -= 1
+
+    async def close(self) -> None:
+        """Send what waits, wait for it, take nothing more."""
+        self._closed = True
+        while self._runner is not None:
+            await asyncio.wait([self._runner])
+
+    def _enqueue(self, entry: _Entry[Item, Result]) -> None:
+        if len(self._queue) >= 2 * self._max_waiting:  # mostly callers who left
+            self._queue = deque(waiting for waiting in self._queue if not waiting.future.done())
+        self._queue.append(entry)
+        self._waiting += 1
+        if self._runner is None:
+            self._runner = asyncio.create_task(self._run(), name="batcher")
+
+    def _next_batch(self) -> list[_Entry[Item, Result]]:
+        batch: list[_Entry[Item, Result]] = []
+        while self._queue and len(batch) < self._max_items:
+            entry = self._queue.popleft()
+            if not entry.future.done():
+                entry.sent = True
+                batch.append(entry)
+        self._waiting -= len(batch)
+        return batch
+
+    async def _run(self) -> None:
+        try:
+            while batch := self._next_batch():
+                await self._send_batch(batch)
+        except asyncio.CancelledError:  # the loop is closing
+            for entry in self._queue:
+                entry.future.cancel()
+            raise
+        finally:
+            self._runner = None
+
+    async def _send_batch(self, batch: list[_Entry[Item, Result]]) -> None:
+        outcome: Sequence[Result | BaseException]
+        try:
+            outcome = await self._send([entry.item for entry in batch])
+            if len(outcome) != len(batch):
+                raise RuntimeError(f"{len(outcome)} results for {len(batch)} items")
+        except asyncio.CancelledError:
+            for entry in batch:
+                entry.future.cancel()
+            raise
+        except Exception as error:
+            outcome = [error] * len(batch)
+        for entry, result in zip(batch, outcome, strict=True):
+            if entry.future.done():
+                continue
+            if isinstance(result, BaseException):
+                entry.future.set_exception(result)
+            else:
+                entry.future.set_result(result)

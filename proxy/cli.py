@@ -1,0 +1,207 @@
+"""The `tollhouse` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from proxy import __version__, settings
+from proxy.errors import ConfigurationError
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    command: Command | None = getattr(options, "command", None)
+    if command is None:
+        parser.print_help()
+        return 2
+    try:
+        return command(options)
+    except ConfigurationError as error:
+        print(f"tollhouse: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tollhouse", description="Hard cost controls for Amazon Bedrock.")
+    parser.add_argument("--version", action="version", version=f"tollhouse {__version__}")
+    verbs = parser.add_subparsers(title="commands", metavar="")
+    run = _verb(verbs, "run", "serve with private Postgres, Valkey and simulator", _run)
+    run.add_argument("--directory", type=Path, default=Path(".run"), help="where everything is kept (.run)")
+    _verb(verbs, "serve", "serve the proxy (settings name the servers)", _serve)
+    _verb(verbs, "worker", "run the sweeper, the rollups and the other background work", _worker)
+    _verb(verbs, "migrate", "bring the database to this version's schema", _migrate)
+    _verb(verbs, "settings", "list every setting with its default", _settings)
+    _simulate_verb(verbs)
+    _replay_verb(verbs)
+    _keys_verb(verbs)
+    policies = verbs.add_parser("policies", help="work with policy files").add_subparsers(metavar="")
+    check = _verb(policies, "check", "report every error in the policy files", _policies_check)
+    check.add_argument("directory", nargs="?", type=Path, help="the policy folder (TOLLHOUSE_POLICIES_DIR)")
+    return parser
+
+
+def _verb(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, about: str, command: Command
+) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _simulate_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _verb(verbs, "simulate", "serve a Bedrock that keeps its own bill", _simulate)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0 lets the system choose")
+    parser.add_argument("--first-byte-ms", type=float, default=0.0, help="delay of the first byte")
+    parser.add_argument("--tokens-per-second", type=float, default=0.0, help="pace of streams; 0: at once")
+
+
+def _replay_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _verb(verbs, "replay", "drive a running proxy with a recorded trace", _replay)
+    parser.add_argument(
+        "trace", type=Path, help="CSV, plain or gzip: t_s, input_tokens, output_tokens[, model, client]"
+    )
+    parser.add_argument("--tenants", type=int, default=3)
+    parser.add_argument("--speed", type=float, default=60.0, help="seconds of the trace per second")
+    parser.add_argument("--limit", type=int, default=2000, help="most requests; 0 for the whole trace")
+    parser.add_argument("--concurrency", type=int, default=64)
+    parser.add_argument("--model", action="append", default=[], help="model ids to use, in turn")
+
+
+def _keys_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    group = verbs.add_parser("keys", help="issue and revoke keys").add_subparsers(metavar="")
+    issue = _verb(group, "issue", "issue a key; its secrets are shown once", _keys_issue)
+    issue.add_argument("tenant")
+    issue.add_argument("name")
+    issue.add_argument("--project")
+    issue.add_argument("--expires-at", help="RFC 3339")
+    listing = _verb(group, "list", "list keys", _keys_list)
+    listing.add_argument("--tenant")
+    for act in ("rotate", "disable", "enable", "revoke"):
+        parser = _verb(group, act, f"{act} a key", _keys_act)
+        parser.set_defaults(act=act)
+        parser.add_argument("key")
+        if act == "rotate":
+            parser.add_argument("--grace-seconds", type=int, default=3600)
+
+
+# Imports are inside the commands: each starts in the time its own parts need.
+
+
+def _run(options: argparse.Namespace) -> int:
+    from proxy.runner import run
+
+    return run(settings.load(), options.directory)
+
+
+def _serve(_: argparse.Namespace) -> int:
+    from proxy.server import serve
+
+    return serve(settings.load())
+
+
+def _worker(_: argparse.Namespace) -> int:
+    from proxy.background import work
+
+    return work(settings.load())
+
+
+def _migrate(_: argparse.Namespace) -> int:
+    from proxy.postgres.migrate import upgrade
+
+    loaded = settings.load()
+    owner = _required(loaded.owner_url, "TOLLHOUSE_DATABASE_URL")
+    upgrade(owner, application_role=settings.application_role(loaded))
+    print("the database is at this version's schema")
+    return 0
+
+
+def _settings(_: argparse.Namespace) -> int:
+    for name, default, about in settings.describe():
+        print(f"{name:<40} {about} [{default}]")
+    return 0
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from proxy.simulator.serve import serve
+
+    serve(
+        options.host,
+        options.port,
+        first_byte_ms=options.first_byte_ms,
+        tokens_per_second=options.tokens_per_second,
+    )
+    return 0
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from proxy import replay
+    from proxy.adminclient import Access
+
+    access = Access.find()
+    return replay.main(
+        options.trace,
+        proxy_url=access.url,
+        admin_key=access.key,
+        simulator_url=access.simulator_url,
+        tenants=options.tenants,
+        speed=options.speed,
+        limit=options.limit or None,
+        concurrency=options.concurrency,
+        models=options.model,
+        output=print,
+    )
+
+
+def _keys_issue(options: argparse.Namespace) -> int:
+    from proxy.adminclient import Access, show
+
+    body = {"tenant": options.tenant, "name": options.name}
+    if options.project:
+        body["project"] = options.project
+    if options.expires_at:
+        body["expires_at"] = options.expires_at
+    return show(Access.find().post("/admin/v1/keys", body))
+
+
+def _keys_list(options: argparse.Namespace) -> int:
+    from proxy.adminclient import Access, show
+
+    query = f"?tenant={options.tenant}" if options.tenant else ""
+    return show(Access.find().get(f"/admin/v1/keys{query}"))
+
+
+def _keys_act(options: argparse.Namespace) -> int:
+    from proxy.adminclient import Access, show
+
+    body = {"grace_seconds": options.grace_seconds} if options.act == "rotate" else {}
+    return show(Access.find().post(f"/admin/v1/keys/{options.key}/{options.act}", body))
+
+
+def _policies_check(options: argparse.Namespace) -> int:
+    from proxy import policyfile
+
+    folder = options.directory or policyfile.directory(settings.load().policies_dir)
+    problems = policyfile.check(folder)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    print(f"{folder}: {len(problems)} errors")
+    return 1 if problems else 0
+
+
+def _required(value: str, name: str) -> str:
+    if not value:
+        raise ConfigurationError(f"{name} is not set")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

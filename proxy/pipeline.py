@@ -1,0 +1,312 @@
+"""The request, top to bottom:
+
+    authenticate -> permit -> limit -> admit -> forward -> meter -> settle -> record
+
+The first three are here and hold no money; from admit on an `Exchange` owns the call. A refusal at
+any step spends nothing, writes no row, and is counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from uuid import UUID
+
+from proxy import telemetry
+from proxy.call import Call, Kit, Leg
+from proxy.domain.bucket import Decision, Lease, rate_headers, spend_for
+from proxy.domain.catalogue import Model, Route, Target
+from proxy.domain.denial import denial
+from proxy.domain.estimate import Estimator
+from proxy.domain.ledger import Admission, Operation, Verdict
+from proxy.domain.request import Bound
+from proxy.domain.tenant import Caller
+from proxy.errors import (
+    BankAway,
+    Forbidden,
+    Invalid,
+    RateLimited,
+    Refusal,
+    Unauthenticated,
+    Unavailable,
+)
+from proxy.exchange import Exchange
+from proxy.offer import Book, Offer, Sender
+from proxy.ports import PRICE, TAGS, Dialect, Labels, Sink
+
+
+class Endpoint(Protocol):
+    """What a route says about a request (see `proxy.web.routes`)."""
+
+    @property
+    def operation(self) -> Operation: ...
+    @property
+    def wire(self) -> str: ...
+    @property
+    def stream(self) -> bool | None: ...
+    @property
+    def model(self) -> str | None: ...
+
+
+class Presented(Protocol):
+    """A credential whose form and date are good; `verify` proves it over the body."""
+
+    @property
+    def caller(self) -> Caller: ...
+
+    def verify(self, body: bytes) -> None:
+        """Raises `Unauthenticated`."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Request:
+    """A request line and its headers; the body has not been read yet."""
+
+    id: UUID
+    endpoint: Endpoint
+    method: str
+    raw_path: bytes
+    query: bytes
+    raw_headers: list[tuple[bytes, bytes]]
+    headers: Mapping[str, str]  # names in lower case
+    #: reads at most so many bytes, or raises `TooLarge`
+    read: Callable[[int], Awaitable[bytes]]
+    began: float = field(default_factory=time.monotonic)
+
+
+class Authenticator(Protocol):
+    def present(
+        self, method: str, raw_path: bytes, query: bytes, raw_headers: list[tuple[bytes, bytes]]
+    ) -> Presented:
+        """Raises `Unauthenticated`. Looks at nothing but the head, so that a large body with a bad
+        key is never read.
+        """
+        ...
+
+
+class Wires(Sender, Protocol):
+    """Bedrock's wire formats, given by the composition root."""
+
+    def dialect(self, operation: Operation, model: Model, target: Target) -> Dialect: ...
+
+    def parse(self, body: bytes) -> dict[str, Any]: ...
+
+    def breaker(self, operation: Operation) -> Callable[[str], bytes]:
+        """Makes the event that ends a stream of this operation that cannot be completed."""
+        ...
+
+
+class RefusalLog(Protocol):
+    def count(self, caller: Caller | None, model: str | None, refusal: Refusal) -> None: ...
+
+    def label(self, caller: Caller | None) -> str:
+        """A bounded metric label for the tenant."""
+        ...
+
+
+_NATIVE = frozenset({Operation.INVOKE_MODEL, Operation.INVOKE_MODEL_WITH_RESPONSE_STREAM})
+
+
+@dataclass(slots=True, kw_only=True)
+class Pipeline:
+    """One per worker. `handle` returns when the answer is complete, or raises `Refusal`."""
+
+    kit: Kit
+    authenticator: Authenticator
+    book: Callable[[], Book]
+    wires: Wires
+    labels: Labels
+    estimator: Estimator
+    refusals: RefusalLog
+    #: longest possible call, seconds: prices that come into force within it count for ceilings
+    horizon: int
+    max_calls: int
+    #: why no call may be admitted now (recovery, clock skew, draining), None when open
+    closed: Callable[[], str | None]
+
+    async def handle(self, request: Request, sink: Sink) -> None:
+        caller: Caller | None = None
+        call: Call | None = None
+        try:
+            presented = self.authenticator.present(
+                request.method, request.raw_path, request.query, request.raw_headers
+            )
+            caller = presented.caller
+            self._open_for_business()
+            body = await request.read(caller.policy.max_body_bytes)
+            presented.verify(body)
+            call = await self._permit(request, caller, body)
+            await self._limit(call)
+            exchange = asyncio.ensure_future(Exchange(self.kit, call, sink).run())
+            await asyncio.shield(exchange)
+        except Refusal as refusal:
+            self._refused(request, caller, call, refusal)
+            raise
+
+    def _open_for_business(self) -> None:
+        why = self.closed()
+        if why is not None:
+            raise Unavailable(f"{why}; please retry", reason="closed")
+        if len(self.kit.running) >= self.max_calls:
+            raise Unavailable("the proxy is busy; please retry", reason="overloaded")
+
+    # ---- permit ------------------------------------------------------------------------------
+
+    async def _permit(self, request: Request, caller: Caller, raw: bytes) -> Call:
+        """Resolve the model, bound the request, price its worst case. Pure but for interning."""
+        endpoint = request.endpoint
+        body = self.wires.parse(raw)
+        book = self.book()
+        route = book.resolve(endpoint.model or _model_of(body))
+        model = route.model
+        _allowed(caller, route)
+        dialect = self.wires.dialect(endpoint.operation, model, route.targets[0])
+        bound = dialect.bound(body, raw, model, request.headers)
+        _arns_allowed(caller, bound)
+        stream = bound.stream if endpoint.stream is None else endpoint.stream
+        if stream and not model.streaming:
+            raise Invalid(f"{model.id} does not support streaming")
+        limit, raw = _output_limit(caller, request, model, dialect, bound, body, raw)
+        offer = Offer(
+            call=request.id, operation=endpoint.operation, route=route, book=book, dialect=dialect, bound=bound,
+            body=body, raw=dialect.prepared(body, raw), limit=limit, headers=request.headers,
+            sender=self.wires, labels=self.labels, horizon=self.horizon,
+        )  # fmt: skip
+        legs, tags = await self._interned(offer)
+        tokens = self.estimator.tokens(model.id, bound.input_tokens) + limit * bound.choices
+        return Call(
+            id=request.id, caller=caller, operation=endpoint.operation, wire=endpoint.wire, dialect=dialect,
+            meter=lambda: dialect.meter(body), broken=self.wires.breaker(endpoint.operation), stream=stream,
+            asked=(bound.tier, bound.latency), legs=legs, clamp=offer.clamp, floor=offer.floor,
+            spend=spend_for(caller, model.id, tokens, request.id), estimate=tokens, tags=tags,
+            label=self.refusals.label(caller), began=request.began,
+            headers=[(b"x-tollhouse-call-id", str(request.id).encode())],
+            learn=self.estimator.lesson(model.id, bound.input_tokens),
+            price_label=lambda version: self.labels.known(PRICE, version),
+            deny=lambda admission, ceiling, floor: _denied(admission, ceiling, floor, caller),
+        )  # fmt: skip
+
+    async def _interned(self, offer: Offer) -> tuple[tuple[Leg, ...], int]:
+        try:
+            await offer.intern()
+            tags = _tags(offer.bound)
+            return offer.legs(), await self.labels.intern(TAGS, tags) if tags else 0
+        except BankAway:
+            raise Unavailable("the ledger does not answer; please retry", reason="bank_away") from None
+
+    # ---- limit -------------------------------------------------------------------------------
+
+    async def _limit(self, call: Call) -> None:
+        spend = call.spend
+        if spend is None:
+            return
+        try:
+            decision = await self.kit.limiter.spend(spend)
+        except asyncio.CancelledError:
+            await self.kit.limiter.settle(spend, None)
+            raise
+        call.headers.extend((n.encode(), v.encode()) for n, v in rate_headers(decision))
+        for seen in decision.observed:
+            dimension = "concurrency" if isinstance(seen, Lease) else seen.dimension
+            telemetry.LIMIT_OBSERVED.labels(seen.scope, dimension).inc()
+        if not decision.allowed:
+            raise _limited(decision)
+
+    # ---- record ------------------------------------------------------------------------------
+
+    def _refused(self, request: Request, caller: Caller | None, call: Call | None, refusal: Refusal) -> None:
+        refusal.headers.extend(call.headers if call else [(b"x-tollhouse-call-id", str(request.id).encode())])
+        if caller is None:
+            telemetry.AUTHENTICATION_FAILURES.inc()
+        model = call.legs[0].target.model if call else None
+        self.refusals.count(caller, model, refusal)
+
+
+def _allowed(caller: Caller, route: Route) -> None:
+    if not caller.policy.allows(route.model.id):
+        raise Forbidden(
+            f"You don't have access to the model with the specified model ID: {route.name} "
+            f"is not allowed for this key.",
+            reason="model_not_allowed",
+        )
+
+
+def _arns_allowed(caller: Caller, bound: Bound) -> None:
+    for arn in bound.arns:
+        if not caller.policy.allows_arn(arn):
+            raise Forbidden(f"{arn} is not on this tenant's allow-list", reason="arn_not_allowed")
+
+
+def _model_of(body: Mapping[str, Any]) -> str:
+    model = body.get("model")
+    if not isinstance(model, str) or not model:
+        raise Invalid("`model` is required and must be a string")
+    return model
+
+
+def _output_limit(
+    caller: Caller,
+    request: Request,
+    model: Model,
+    dialect: Dialect,
+    bound: Bound,
+    body: dict[str, Any],
+    raw: bytes,
+) -> tuple[int, bytes]:
+    """The output limit in force and the body that carries it. A request that names none gets the
+    plan's default, because the model's own maximum would hold far too much budget.
+    """
+    policy = caller.policy
+    limit = bound.output_limit
+    if limit is None:
+        most = [policy.default_output_tokens, model.max_output_tokens]
+        if request.endpoint.operation in _NATIVE:
+            most += [
+                n for n in (model.default_output_tokens, model.native_max_output_tokens) if n is not None
+            ]
+        if policy.max_output_tokens is not None:
+            most.append(policy.max_output_tokens)
+        limit = min(most)
+        if limit > 0:
+            raw = dialect.with_output_limit(body, raw, limit)
+        return limit, raw
+    if policy.max_output_tokens is not None and limit > policy.max_output_tokens:
+        raise Forbidden(
+            f"an output limit of {limit} tokens is above the {policy.max_output_tokens} this key may ask for",
+            reason="output_limit",
+        )
+    return limit, raw
+
+
+def _tags(bound: Bound) -> str:
+    pairs = (f"{name}={value}" for name, value in sorted(bound.metadata))
+    return "&".join(pairs)[:4096]
+
+
+def _limited(decision: Decision) -> RateLimited:
+    limited = decision.limited
+    if limited is None:
+        return RateLimited("the rate limiter is away and this deployment refuses calls until it is back",
+                           reason="limiter_away", retry_after_ms=decision.retry_after_ms)  # fmt: skip
+    if isinstance(limited, Lease):
+        text = f"Too many concurrent requests: the {limited.scope} may run {limited.slots} at a time."
+        return RateLimited(text, reason="concurrency", retry_after_ms=decision.retry_after_ms)
+    text = (
+        f"Too many {limited.dimension}, please wait before trying again: the {limited.scope} may use "
+        f"{limited.per_minute} {limited.dimension} per minute; retry in {decision.retry_after_ms} ms."
+    )
+    return RateLimited(text, reason=f"{limited.dimension}_per_minute", retry_after_ms=decision.retry_after_ms)
+
+
+def _denied(admission: Admission, ceiling: int, floor: int, caller: Caller) -> Refusal:
+    if admission.verdict is Verdict.REVOKED:
+        return Unauthenticated("The security token included in the request is invalid.")
+    if admission.verdict is Verdict.STALE:
+        return Unavailable("this replica's clock is off; please retry", reason="clock_skew")
+    if admission.verdict is Verdict.DUPLICATE:
+        return Unavailable("this call was resolved before it was sent; please retry", reason="resolved")
+    return denial(admission, ceiling, floor, caller.tenant_slug)

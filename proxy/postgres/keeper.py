@@ -1,0 +1,69 @@
+"""What the background worker reads of the bank for its gauges. Never locks a hot row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+from sqlalchemy import TextClause, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from proxy.errors import BankAway
+
+_AWAY = (OSError, TimeoutError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_STANDINGS = text(
+    """
+    SELECT t.slug, b.scope, b.id::text, s.limit_nano, s.reserved, s.settled + s.overrun
+      FROM budgets b JOIN tenants t ON t.id = b.tenant
+      JOIN LATERAL budget_standing(ARRAY[b.id]) AS s ON true
+     WHERE b.deleted_at IS NULL
+     ORDER BY s.settled + s.reserved DESC LIMIT :most
+    """
+)
+_OPEN = text("SELECT count(*) FROM attempts WHERE attempt >= (SELECT swept_to FROM sweep_mark) AND state = 0")
+_BROKEN = text(
+    "SELECT invariant, count(*) FROM check_invariants(date_trunc('month', now())) GROUP BY invariant"
+)
+_DAYS = text("SELECT partition_days_ahead()")
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetStanding:
+    """One budget's current period, nano-dollars."""
+
+    tenant: str
+    scope: str
+    budget: str
+    limit: int
+    reserved: int
+    settled: int
+
+
+class Keeper:
+    """Reads; raises `BankAway` when Postgres does not answer."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def standings(self, most: int) -> list[BudgetStanding]:
+        """The budgets with the most committed money, at most so many."""
+        return [BudgetStanding(*row) for row in await self._rows(_STANDINGS, most=most)]
+
+    async def open_attempts(self) -> int:
+        return int((await self._rows(_OPEN))[0][0])
+
+    async def broken_invariants(self) -> dict[str, int]:
+        """Violations by invariant since the start of the month; empty when all hold."""
+        return {str(name): int(count) for name, count in await self._rows(_BROKEN)}
+
+    async def partition_days(self) -> float:
+        return float((await self._rows(_DAYS))[0][0])
+
+    async def _rows(self, query: TextClause, **parameters: object) -> list[tuple[Any, ...]]:
+        try:
+            async with self._engine.connect() as db:
+                return [tuple(row) for row in await db.execute(query, parameters)]
+        except _AWAY as error:
+            raise BankAway(f"Postgres does not answer: {type(error).__name__}") from error

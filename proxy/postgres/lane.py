@@ -1,0 +1,221 @@
+"""One connection that admits and settles: a batch at a time, each batch one statement.
+
+The connection is taken out of the engine's pool for good, in autocommit; the driver is called
+directly. A lane never waits long: it hands `Again` back for whatever was not decided, and the
+callers ask again within their own deadlines while the lane serves everybody else.
+
+What one item does to the others of its batch:
+  * Its account is locked by somebody (a slow administrator, a report gone wrong): the batch waits
+    250 ms once; then the statement is repeated passing over locked accounts, so the others are
+    served. For a second the tenants concerned travel in a batch of their own.
+  * It cannot be stored at all: the batch is halved until it stands alone. Nobody else is harmed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from proxy import failpoints
+from proxy.batcher import Batcher
+from proxy.domain.ledger import Admission, Settled
+from proxy.errors import BankAway
+from proxy.postgres import wire
+from proxy.postgres.wire import Again, Hit, Move
+
+log = logging.getLogger("tollhouse.bank")
+
+Answer = Settled | Admission | Again
+Item = Move | Hit
+
+#: a batch whose answer takes longer is given up and its connection dropped
+STATEMENT_TIMEOUT_S = 1.2
+CONNECT_TIMEOUT_S = 1.5
+SUSPICION_S = 1.0
+#: first two characters of SQLSTATEs that blame the data of a batch: data, integrity, raised by our SQL
+_POISON_CLASSES = {"22", "23", "P0"}
+
+
+class _LockedError(Exception):
+    """A lock was not free within the lock timeout."""
+
+
+class _PoisonError(Exception):
+    """The batch cannot be stored as it is."""
+
+
+class _UndecidedError(Exception):
+    """Nothing is known about the batch; it may be asked again."""
+
+
+class Lane:
+    """Owns one connection and one queue."""
+
+    def __init__(
+        self, engine: AsyncEngine, *, limit_statements: bool, max_items: int, max_waiting: int
+    ) -> None:
+        self._engine = engine
+        self._limit_statements = limit_statements
+        self._held: AsyncConnection | None = None
+        self._driver: asyncpg.Connection[asyncpg.Record] | None = None
+        #: tenants (or attempts, where the tenant is not known) whose accounts were locked, and until when
+        self._suspects: dict[UUID, float] = {}
+        self.batcher: Batcher[tuple[UUID, Item], Answer] = Batcher(
+            self.send, max_items=max_items, max_waiting=max_waiting
+        )
+
+    async def connect(self) -> asyncpg.Connection[asyncpg.Record]:
+        """The held connection, made anew when it was lost. Raises BankAway."""
+        if self._driver is not None and not self._driver.is_closed():
+            return self._driver
+        await self._drop()
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                held = await self._engine.connect()
+                self._held = held
+                await held.execution_options(isolation_level="AUTOCOMMIT")
+                driver: asyncpg.Connection[asyncpg.Record] | None = (
+                    await held.get_raw_connection()
+                ).driver_connection
+                if driver is None:
+                    raise BankAway("the pool gave no connection")
+                if self._limit_statements:
+                    await driver.execute(f"SET statement_timeout = {int(STATEMENT_TIMEOUT_S * 1000)}")
+        except (
+            OSError,
+            TimeoutError,
+            SQLAlchemyError,
+            asyncpg.PostgresError,
+            asyncpg.InterfaceError,
+        ) as error:
+            await self._drop()
+            raise BankAway(f"Postgres does not answer: {type(error).__name__}") from error
+        self._driver = driver
+        return driver
+
+    async def close(self) -> None:
+        await self.batcher.close()
+        await self._drop()
+
+    async def _drop(self) -> None:
+        """Let the connection go without asking the server, which may hang."""
+        held, driver, self._held, self._driver = self._held, self._driver, None, None
+        if driver is not None:
+            driver.terminate()
+        if held is not None:
+            try:
+                await held.invalidate()
+                await held.close()
+            except (OSError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                log.debug("a lost connection did not close cleanly", exc_info=True)
+
+    async def send(self, items: Sequence[tuple[UUID, Item]]) -> list[Answer | BaseException]:
+        """What the batcher calls: one answer an item, in order."""
+        answers: list[Answer | BaseException] = [Again("not asked")] * len(items)
+        for places in self._rounds(items):
+            for number, answer in zip(
+                places, await self._send_round([items[n] for n in places]), strict=True
+            ):
+                answers[number] = answer
+        return answers
+
+    def _rounds(self, items: Sequence[tuple[UUID, Item]]) -> list[list[int]]:
+        """Places of items for one statement each: in no statement stands an attempt twice, and
+        items about the same attempt keep their order.
+        """
+        now = time.monotonic()
+        self._suspects = {key: until for key, until in self._suspects.items() if until > now}
+        rounds: list[tuple[tuple[bool, bool], set[UUID], list[int]]] = []
+        for place, (tenant, item) in enumerate(items):
+            kind = (isinstance(item, Hit), tenant in self._suspects)
+            after = max(
+                (n + 1 for n, (_, ids, _) in enumerate(rounds) if not ids.isdisjoint(item.ids)), default=0
+            )
+            chosen = next((r for r in rounds[after:] if r[0] == kind), None)
+            if chosen is None:
+                chosen = (kind, set(), [])
+                rounds.append(chosen)
+            chosen[1].update(item.ids)
+            chosen[2].append(place)
+        return [places for _, _, places in rounds]
+
+    async def _send_round(self, items: Sequence[tuple[UUID, Item]]) -> list[Answer | BaseException]:
+        hits = [item for _, item in items if isinstance(item, Hit)]
+        if hits:
+            return await self._isolate(hits, skip_locked=False)
+        moves = [item for _, item in items if isinstance(item, Move)]
+        answers = await self._isolate(moves, skip_locked=items[0][0] in self._suspects)
+        until = time.monotonic() + SUSPICION_S
+        for (tenant, _), answer in zip(items, answers, strict=True):
+            if isinstance(answer, Again) and answer.reason == wire.LOCKED:
+                self._suspects[tenant] = until
+        return answers
+
+    async def _isolate(self, items: Sequence[Item], *, skip_locked: bool) -> list[Answer | BaseException]:
+        try:
+            return list(await self._statement(items, skip_locked=skip_locked))
+        except _UndecidedError as error:
+            return [Again(str(error))] * len(items)
+        except _LockedError:
+            if skip_locked:
+                return [Again(wire.LOCKED)] * len(items)
+            return await self._isolate(items, skip_locked=True)
+        except _PoisonError as error:
+            if len(items) == 1:
+                log.error("the bank cannot store attempt %s: %s", items[0].ids[0], error)  # noqa: TRY400
+                return [BankAway(f"the bank cannot store this attempt: {error}")]
+        half = len(items) // 2
+        first = await self._isolate(items[:half], skip_locked=skip_locked)
+        return first + await self._isolate(items[half:], skip_locked=skip_locked)
+
+    async def _statement(self, items: Sequence[Item], *, skip_locked: bool) -> Sequence[Answer]:
+        hits = [item for item in items if isinstance(item, Hit)]
+        if hits:
+            return wire.hit_answers(hits, await self._fetch(wire.RECORD_HITS, wire.hit_columns(hits)))
+        moves = [item for item in items if isinstance(item, Move)]
+        columns = wire.move_columns(moves, skip_locked=skip_locked)
+        failpoints.reach_statement("before", moves)
+        rows = await self._fetch(wire.SETTLE_AND_ADMIT, columns)
+        failpoints.reach_statement("after", moves)
+        return wire.move_answers(moves, rows)
+
+    async def _fetch(self, query: str, columns: Sequence[Any]) -> Sequence[Any]:
+        """Raises one of the three ways a batch can fail."""
+        try:
+            driver = await self.connect()
+            async with asyncio.timeout(STATEMENT_TIMEOUT_S):
+                return await driver.fetch(query, *columns)
+        except BankAway as error:
+            raise _UndecidedError(str(error)) from error
+        except asyncpg.LockNotAvailableError as error:
+            raise _LockedError from error
+        except asyncpg.PostgresError as error:
+            state = error.sqlstate or ""
+            if state[:2] in _POISON_CLASSES:
+                raise _PoisonError(str(error)) from error
+            if not isinstance(error, asyncpg.DeadlockDetectedError | asyncpg.QueryCanceledError):
+                log.warning("the bank failed: %s %s", state, error)
+                await self._drop()
+            raise _UndecidedError(f"Postgres failed: {state}") from error
+        except (
+            asyncpg.InterfaceError,
+            asyncpg.InternalClientError,
+            OSError,
+        ) as error:  # TimeoutError is an OSError
+            if isinstance(error, ValueError):  # a value the driver cannot encode
+                raise _PoisonError(str(error)) from error
+            await self._drop()
+            raise _UndecidedError(f"Postgres does not answer: {type(error).__name__}") from error
+        except (ValueError, TypeError, OverflowError) as error:
+            raise _PoisonError(str(error)) from error
+        except asyncio.CancelledError:
+            await self._drop()
+            raise

@@ -1,0 +1,256 @@
+"""The flight recorder: what one worker was about to do, in a local file that outlives its process.
+
+Plain write(2) puts a record into the kernel before the method returns, so SIGKILL of the process
+loses nothing. A power cut may: the header holds the kernel's boot id, and a file from another boot
+proves only what it contains, never what is absent.
+
+Records are fixed-layout: one byte of kind, sixteen of attempt id, two of payload length, the
+payload (a settlement as JSON, for DONE), four of CRC-32. The header is a JSON line, fsynced before
+the first attempt. `resolve` says what a restarted worker may conclude:
+
+    END                  resolved, nothing to do
+    DONE                 POST exactly as recorded
+    SENT without DONE    CEILING
+    OPENED without SENT  VOID, but only under the same boot and with no torn record; else CEILING
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from struct import Struct
+from uuid import UUID
+
+from proxy import failpoints
+from proxy.clock import uuid7
+from proxy.domain.ledger import Settlement, State, Why
+from proxy.domain.usage import Usage
+
+OPENED, SENT, DONE, END = 1, 2, 3, 4
+_HEAD = Struct(">B16sH")
+_CRC = Struct(">I")
+SUFFIX = ".flight"
+
+
+def boot_id() -> str:
+    """The kernel's boot id: another value means the page cache did not survive."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""  # unknown: then nothing may be concluded from absence
+
+
+@dataclass(slots=True)
+class FlightRecorder:
+    """One worker's files. A new file is begun when the current one has grown large; a file is
+    deleted when every attempt in it has ended.
+    """
+
+    directory: Path
+    rotate_bytes: int = 32 * 1024 * 1024
+    _file: _File = field(init=False)
+    _older: dict[UUID, _File] = field(init=False, default_factory=dict)
+    _home: dict[UUID, _File] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._file = _File.create(self.directory)
+
+    @property
+    def id(self) -> UUID:
+        return self._file.id
+
+    def opened(self, attempt: UUID) -> UUID:
+        if self._file.size > self.rotate_bytes:
+            self._rotate()
+        self._file.append(OPENED, attempt)
+        self._file.open += 1
+        self._home[attempt] = self._file
+        failpoints.reach("after_opened", attempt)
+        return self._file.id
+
+    def sent(self, attempt: UUID) -> None:
+        failpoints.reach("before_sent", attempt)
+        self._home[attempt].append(SENT, attempt)
+        failpoints.reach("after_sent", attempt)
+
+    def done(self, settlement: Settlement) -> None:
+        failpoints.reach("before_done", settlement.attempt)
+        self._home[settlement.attempt].append(DONE, settlement.attempt, encode(settlement))
+        failpoints.reach("after_done", settlement.attempt)
+
+    def closed(self, attempt: UUID) -> None:
+        file = self._home.pop(attempt, None)
+        if file is None:
+            return
+        failpoints.reach("before_closed", attempt)
+        file.append(END, attempt)
+        failpoints.reach("after_closed", attempt)
+        file.open -= 1
+        if file.open == 0 and file is not self._file:
+            del self._older[file.id]
+            file.remove()
+
+    def shut(self) -> None:
+        """Leave. A file with nothing open in it is deleted; any other stays to be resolved."""
+        for file in [*self._older.values(), self._file]:
+            if file.open == 0:
+                file.remove()
+            else:
+                file.release()
+
+    def _rotate(self) -> None:
+        self._older[self._file.id] = self._file
+        self._file = _File.create(self.directory)
+
+
+@dataclass(slots=True)
+class _File:
+    path: Path
+    id: UUID
+    descriptor: int
+    size: int = 0
+    open: int = 0
+
+    @classmethod
+    def create(cls, directory: Path) -> _File:
+        recorder = uuid7()
+        path = directory / f"{recorder}{SUFFIX}"
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        header = json.dumps({"recorder": str(recorder), "boot": boot_id(), "format": 1}).encode() + b"\n"
+        os.write(descriptor, header)
+        os.fsync(descriptor)
+        folder = os.open(directory, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+        return cls(path, recorder, descriptor, size=len(header))
+
+    def append(self, kind: int, attempt: UUID, payload: bytes = b"") -> None:
+        record = _HEAD.pack(kind, attempt.bytes, len(payload)) + payload
+        record += _CRC.pack(zlib.crc32(record))
+        written = os.write(self.descriptor, record)
+        self.size += written
+        if written != len(record):
+            raise OSError(f"flight recorder {self.path.name}: short write, the disk is full")
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+        os.close(self.descriptor)
+
+    def release(self) -> None:
+        os.close(self.descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class Wreck:
+    """What a recorder file says about attempts that had not ended."""
+
+    recorder: UUID
+    same_boot: bool
+    torn: bool
+    #: attempt -> its recorded settlement, or None when it has only been sent
+    sent: dict[UUID, Settlement | None]
+    #: attempts that were opened and never sent
+    unsent: frozenset[UUID]
+
+
+def read(path: Path) -> Wreck:
+    """Read a file whose lock the caller holds. Raises ValueError when the header is unreadable."""
+    data = path.read_bytes()
+    line, separator, body = data.partition(b"\n")
+    if not separator:
+        raise ValueError("no header")
+    header = json.loads(line)
+    states: dict[UUID, int] = {}
+    settlements: dict[UUID, Settlement] = {}
+    at, torn = 0, False
+    while at < len(body):
+        if at + _HEAD.size > len(body):
+            torn = True
+            break
+        kind, raw, length = _HEAD.unpack_from(body, at)
+        end = at + _HEAD.size + length
+        if end + 4 > len(body) or _CRC.unpack_from(body, end)[0] != zlib.crc32(body[at:end]):
+            torn = True
+            break
+        attempt = UUID(bytes=raw)
+        states[attempt] = max(kind, states.get(attempt, 0))
+        if kind == DONE:
+            settlements[attempt] = decode(attempt, body[at + _HEAD.size : end])
+        at = end + 4
+    boot = boot_id()
+    return Wreck(
+        recorder=UUID(header["recorder"]),
+        same_boot=bool(boot) and header["boot"] == boot,
+        torn=torn,
+        sent={a: settlements.get(a) for a, kind in states.items() if kind in {SENT, DONE}},
+        unsent=frozenset(a for a, kind in states.items() if kind == OPENED),
+    )
+
+
+def resolve(wreck: Wreck) -> list[Settlement]:
+    """The settlements a wreck proves, one per attempt that had not ended."""
+    may_void = wreck.same_boot and not wreck.torn
+    out = [
+        recorded or Settlement(attempt=attempt, state=State.CEILING, why=Why.RECOVERED)
+        for attempt, recorded in wreck.sent.items()
+    ]
+    for attempt in wreck.unsent:
+        if may_void:
+            out.append(
+                Settlement(attempt=attempt, state=State.VOID, why=Why.NEVER_SENT, recorder=wreck.recorder)
+            )
+        else:
+            out.append(Settlement(attempt=attempt, state=State.CEILING, why=Why.RECOVERED))
+    return out
+
+
+def orphans(directory: Path) -> list[tuple[Path, int]]:
+    """Files whose owner is gone, each with an open descriptor that holds its exclusive lock."""
+    found = []
+    for path in sorted(directory.glob(f"*{SUFFIX}")):
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            continue
+        if path.exists():
+            found.append((path, descriptor))
+        else:
+            os.close(descriptor)
+    return found
+
+
+def encode(s: Settlement) -> bytes:
+    """A settlement as compact JSON; `decode` is its inverse."""
+    u = s.usage
+    return json.dumps(
+        [
+            int(s.state), int(s.why), s.cost, s.upstream_cost, s.price, s.upstream_request_id, s.status,
+            s.latency_ms, s.first_byte_ms, u.input_tokens, u.output_tokens, u.cache_read_tokens,
+            u.cache_write_5m_tokens, u.cache_write_1h_tokens, u.images, u.guardrail_units, u.exact,
+        ],
+        separators=(",", ":"),
+    ).encode()  # fmt: skip
+
+
+def decode(attempt: UUID, payload: bytes) -> Settlement:
+    state, why, cost, upstream, price, request_id, status, latency, first, *units = json.loads(payload)
+    i, o, read_, w5, w1, images, guardrail, exact = units
+    return Settlement(
+        attempt=attempt, state=State(state), why=Why(why), cost=cost, upstream_cost=upstream, price=price,
+        upstream_request_id=request_id, status=status, latency_ms=latency, first_byte_ms=first,
+        usage=Usage(
+            input_tokens=i, output_tokens=o, cache_read_tokens=read_, cache_write_5m_tokens=w5,
+            cache_write_1h_tokens=w1, images=images, guardrail_units=guardrail, exact=exact,
+        ),
+    )  # fmt: skip

@@ -1,0 +1,107 @@
+"""`tollhouse serve`: granian with one ASGI application per worker process.
+
+Nothing here decides about money: the exchange runs in its own task and the flight recorder covers a
+killed worker. The parent process serves the metrics of all workers, and the admin REST runs in a
+process of its own when it has a port of its own.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from threading import Thread
+from wsgiref.simple_server import WSGIServer
+
+from granian.constants import HTTPModes, Interfaces, Loops
+from granian.http import HTTP1Settings, HTTP2Settings
+from granian.log import LogLevels
+from granian.server.mp import MPServer
+from prometheus_client import CollectorRegistry, multiprocess, start_http_server
+
+from proxy import settings as settings_module
+from proxy.errors import ConfigurationError
+from proxy.settings import Settings
+
+#: header deadline, milliseconds
+HEADER_MS = 10_000
+
+
+def serve(settings: Settings) -> int:
+    """Blocks until SIGTERM or SIGINT has been obeyed."""
+    check(settings)
+    directory = settings_module.multiprocess_dir()
+    if directory is None:
+        directory = tempfile.mkdtemp(prefix="tollhouse-metrics-")
+        settings_module.set_multiprocess_dir(directory)
+    metrics = _serve_metrics(settings, directory) if settings.metrics_port else None
+    admin = _start_admin(settings) if settings.admin_port else None
+    try:
+        _granian(settings).serve()
+    finally:
+        if admin is not None:
+            admin.terminate()
+            admin.wait()
+        if metrics is not None:
+            metrics[0].shutdown()
+    return 0
+
+
+def check(settings: Settings) -> None:
+    """Raises `ConfigurationError` for what must be set to serve."""
+    missing = [
+        name
+        for name, value in (
+            ("TOLLHOUSE_DATABASE_URL", settings.database_url),
+            ("TOLLHOUSE_REDIS_URL", settings.redis_url),
+            ("TOLLHOUSE_MASTER_KEY", settings.master_key),
+        )
+        if not value
+    ]
+    if missing:
+        raise ConfigurationError(f"{', '.join(missing)} must be set (`tollhouse run` needs none of them)")
+
+
+def _granian(settings: Settings) -> MPServer:
+    port = settings.admin_port if settings.surface == "admin" else settings.port
+    return MPServer(
+        "proxy.app:create",
+        address=settings.host,
+        port=port,
+        interface=Interfaces.ASGI,
+        factory=True,
+        loop=Loops.uvloop,
+        workers=1 if settings.surface == "admin" else settings.workers,
+        http=HTTPModes.auto,
+        websockets=False,
+        backlog=4096,
+        # above what the pipeline refuses with an answer, so that overload is told and not queued
+        backpressure=settings.max_calls * 2,
+        http1_settings=HTTP1Settings(header_read_timeout=HEADER_MS),
+        http2_settings=HTTP2Settings(
+            max_concurrent_streams=1000, max_headers_size=65_536, keep_alive_interval=30_000
+        ),
+        log_enabled=True,
+        log_level=LogLevels.warning,
+        ssl_cert=Path(settings.tls_certificate) if settings.tls_certificate else None,
+        ssl_key=Path(settings.tls_key) if settings.tls_key else None,
+        respawn_failed_workers=True,
+        respawn_interval=0.5,
+        workers_kill_timeout=settings.shutdown_seconds,
+    )
+
+
+def _serve_metrics(settings: Settings, directory: str) -> tuple[WSGIServer, Thread]:
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry, path=directory)  # type: ignore[no-untyped-call]
+    try:
+        return start_http_server(settings.metrics_port, settings.host, registry)
+    except OSError as error:
+        raise ConfigurationError(f"TOLLHOUSE_METRICS_PORT={settings.metrics_port}: {error}") from None
+
+
+def _start_admin(settings: Settings) -> subprocess.Popen[bytes]:
+    extra = {"TOLLHOUSE_SURFACE": "admin", "TOLLHOUSE_METRICS_PORT": "0"}
+    environment = settings_module.child_environment(settings, **extra)
+    return subprocess.Popen([sys.executable, "-m", "proxy", "serve"], env=environment)

@@ -1,0 +1,108 @@
+"""What comes after an exchange: settlements that could not be made at once, and calls that wait for
+budget which running calls still hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Iterable
+from uuid import UUID
+
+from proxy import failpoints, telemetry
+from proxy.domain.ledger import Outcome, Settlement
+from proxy.errors import BankAway
+from proxy.ports import Bank, Recorder
+
+log = logging.getLogger("tollhouse.settler")
+
+#: a settlement of another replica is noticed after so long, seconds
+_POLL_SECONDS = 0.25
+
+
+class HeldQueue:
+    """Calls that a budget would have room for if running calls ended. A settlement wakes the first
+    of its budget only: all at once would ask the bank n times for one place.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[UUID, deque[asyncio.Future[None]]] = {}
+
+    async def wait(self, budget: UUID, seconds: float) -> None:
+        """Return when something of the budget came back, when it is time to look again, or after
+        `seconds`.
+        """
+        queue = self._waiting.setdefault(budget, deque())
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        queue.append(turn)
+        try:
+            async with asyncio.timeout(min(seconds, _POLL_SECONDS)):
+                await turn
+        except TimeoutError:
+            pass
+        finally:
+            with contextlib.suppress(ValueError):
+                queue.remove(turn)
+            if not queue:
+                self._waiting.pop(budget, None)
+
+    def freed(self, budgets: Iterable[UUID]) -> None:
+        """Money of these budgets moved."""
+        for budget in budgets:
+            queue = self._waiting.get(budget)
+            while queue:
+                turn = queue.popleft()
+                if not turn.done():
+                    turn.set_result(None)
+                    break
+
+
+class Settler:
+    """Takes over settlements that the bank could not take at once, until it does.
+
+    The flight recorder already holds them, so a crash loses none; giving up is not a state.
+    """
+
+    def __init__(self, bank: Bank, recorder: Recorder, queue: HeldQueue) -> None:
+        self._bank = bank
+        self._queue = queue
+        self._recorder = recorder
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def waiting(self) -> int:
+        """Settlements not yet in the bank."""
+        return len(self._tasks)
+
+    async def settle(self, settlement: Settlement) -> None:
+        """One try. Raises `BankAway`."""
+        settled = await self._bank.settle(settlement)
+        if settled.outcome is Outcome.UNKNOWN:
+            log.warning("attempt %s is unknown to the bank", settlement.attempt)
+        telemetry.settled(settlement, settled)
+        self._queue.freed(settled.budgets)
+        self._recorder.closed(settlement.attempt)
+
+    def later(self, settlement: Settlement, delay: float = 0.0) -> None:
+        """Settle in the background, with back-off, for as long as it takes."""
+        task = asyncio.create_task(self._persist(settlement, delay))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _persist(self, settlement: Settlement, delay: float) -> None:
+        while True:
+            await asyncio.sleep(delay)
+            failpoints.reach("settle_later", settlement.attempt)
+            try:
+                await self.settle(settlement)
+            except BankAway:
+                delay = min(max(delay * 2, 0.1), 2.0)
+            else:
+                return
+
+    async def drain(self, seconds: float) -> None:
+        """Wait for the backlog, at most so long; what is left is in the flight recorder."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=seconds)

@@ -1,0 +1,171 @@
+"""Every metric, named and described in one place, and the JSON log.
+
+Money and tokens are exported as counters of base units (nano-dollars, tokens). Labels are bounded:
+models come from the catalogue, tenants from the directory up to a configured number, everything
+else is `other`. With several worker processes prometheus-client's multiprocess files add them up.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from typing import Any
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from proxy.domain.ledger import Settled, Settlement, State
+
+_FAST = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.0, 4.0)
+_SLOW = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 60.0, 120.0, 300.0, 900.0, 3600.0)
+
+CALLS = Counter(
+    "tollhouse_calls_total",
+    "Calls that were admitted, by how they ended",
+    ["tenant", "model", "operation", "outcome"],
+)
+TOKENS = Counter("tollhouse_tokens_total", "Tokens reported by Bedrock", ["tenant", "model", "kind"])
+COST = Counter(
+    "tollhouse_cost_nanodollars_total", "Cost charged to tenants, in 1e-9 USD", ["tenant", "model"]
+)
+REFUSALS = Counter(
+    "tollhouse_refusals_total", "Calls refused before anything was spent", ["tenant", "reason"]
+)
+AUTHENTICATION_FAILURES = Counter(
+    "tollhouse_authentication_failures_total", "Requests without a key that proves anything"
+)
+ADMIT_SECONDS = Histogram("tollhouse_admit_seconds", "Time the bank took to admit one attempt", buckets=_FAST)
+SETTLE_SECONDS = Histogram(
+    "tollhouse_settle_seconds", "Time the bank took to settle one attempt", buckets=_FAST
+)
+GOVERNANCE_SECONDS = Histogram(
+    "tollhouse_governance_seconds", "Time from a request's last byte to its sending upstream", buckets=_FAST
+)
+UPSTREAM_SECONDS = Histogram(
+    "tollhouse_upstream_seconds", "Time of one sending, from send to its last byte", ["model"], buckets=_SLOW
+)
+FIRST_BYTE_SECONDS = Histogram(
+    "tollhouse_first_byte_seconds",
+    "Time from a request's arrival to the first byte of a streamed answer",
+    buckets=_SLOW,
+)
+UPSTREAM_ERRORS = Counter("tollhouse_upstream_errors_total", "Complete error answers of Bedrock", ["kind"])
+OVERRUN = Counter("tollhouse_overrun_nanodollars_total", "Cost above a ceiling, in 1e-9 USD; must stay 0")
+CEILINGS = Counter("tollhouse_ceilings_total", "Attempts charged at their ceiling", ["why"])
+IN_FLIGHT = Gauge(
+    "tollhouse_calls_in_flight", "Calls between admission and settlement", multiprocess_mode="livesum"
+)
+DRAINING = Gauge(
+    "tollhouse_calls_draining", "Answers read on after their client left", multiprocess_mode="livesum"
+)
+UNSETTLED = Gauge(
+    "tollhouse_settlements_waiting",
+    "Settlements that the bank has not taken yet",
+    multiprocess_mode="livesum",
+)
+LIMITER_MODE = Gauge(
+    "tollhouse_limiter_mode", "1 for the mode the rate limiter is in", ["mode"], multiprocess_mode="livemax"
+)
+LIMIT_OBSERVED = Counter(
+    "tollhouse_limit_observed_total",
+    "Calls a limit in observe mode would have refused",
+    ["scope", "dimension"],
+)
+DIRECTORY_AGE = Gauge(
+    "tollhouse_directory_age_seconds", "Age of the snapshot of keys and policies", multiprocess_mode="livemax"
+)
+BUDGET_LIMIT = Gauge(
+    "tollhouse_budget_limit_nanodollars",
+    "Limit in force of a budget's period",
+    ["tenant", "scope", "budget"],
+    multiprocess_mode="livemostrecent",
+)
+BUDGET_RESERVED = Gauge(
+    "tollhouse_budget_reserved_nanodollars",
+    "Held by open attempts",
+    ["tenant", "scope", "budget"],
+    multiprocess_mode="livemostrecent",
+)
+BUDGET_SETTLED = Gauge(
+    "tollhouse_budget_settled_nanodollars",
+    "Settled in a budget's period",
+    ["tenant", "scope", "budget"],
+    multiprocess_mode="livemostrecent",
+)
+INVARIANT = Gauge(
+    "tollhouse_invariant_violations",
+    "Rows that break an invariant of the ledger; must be 0",
+    ["invariant"],
+    multiprocess_mode="livemostrecent",
+)
+OPEN_ATTEMPTS = Gauge(
+    "tollhouse_open_attempts", "Attempts without a terminal entry", multiprocess_mode="livemostrecent"
+)
+PARTITION_DAYS = Gauge(
+    "tollhouse_partition_days_ahead",
+    "Days of ledger partitions that exist ahead of now",
+    multiprocess_mode="livemostrecent",
+)
+SWEPT = Counter("tollhouse_swept_total", "Attempts resolved by the sweeper")
+RECOVERED = Counter("tollhouse_recovered_total", "Attempts resolved from a flight recorder", ["outcome"])
+
+
+def settled(settlement: Settlement, result: Settled) -> None:
+    """Count what a settlement means for money that must never move."""
+    if settlement.state is State.CEILING:
+        CEILINGS.labels(settlement.why.name.lower()).inc()
+    if result.overrun:
+        OVERRUN.inc(result.overrun)
+
+
+def moved_on(settlement: Settlement) -> None:
+    if settlement.state is State.CEILING:
+        CEILINGS.labels(settlement.why.name.lower()).inc()
+
+
+def finished(tenant: str, model: str, operation: str, settlement: Settlement) -> None:
+    """Count one resolved call."""
+    CALLS.labels(tenant, model, operation, settlement.state.name).inc()
+    if settlement.latency_ms:
+        UPSTREAM_SECONDS.labels(model).observe(settlement.latency_ms / 1000)
+    if settlement.state is not State.POST:
+        return
+    COST.labels(tenant, model).inc(settlement.cost)
+    usage = settlement.usage
+    TOKENS.labels(tenant, model, "input").inc(usage.input_tokens)
+    TOKENS.labels(tenant, model, "output").inc(usage.output_tokens)
+    if usage.cache_read_tokens:
+        TOKENS.labels(tenant, model, "cache_read").inc(usage.cache_read_tokens)
+    if usage.cache_write_tokens:
+        TOKENS.labels(tenant, model, "cache_write").inc(usage.cache_write_tokens)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line. Values are escaped, so nothing a client sends can forge a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        call = getattr(record, "call", None)
+        if call is not None:
+            line["call"] = str(call)
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=True)
+
+
+def configure_logging(level: str) -> None:
+    """JSON lines on standard error. The access logs of servers and clients stay off."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for noisy in ("botocore", "boto3", "urllib3", "asyncio", "aiohttp.access", "_granian"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

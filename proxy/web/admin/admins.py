@@ -1,0 +1,116 @@
+"""`/admins`: principals of this REST and their keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+from uuid import UUID
+
+from litestar import Controller, Response, delete, get, post
+
+from proxy.clock import uuid7
+from proxy.postgres import admins, tenants
+from proxy.postgres.admins import AdminRecord
+from proxy.postgres.control import MissingError, writing
+from proxy.web.admin import paging
+from proxy.web.admin.access import Principal
+from proxy.web.admin.core import PAGE, Cursor, Limit, Office, Page, record, utc, utc_or_none
+from proxy.web.admin.problems import invalid
+from proxy.web.schemas import AdminIn, AdminOut, IssuedAdminOut, Role
+
+
+@dataclass(frozen=True, slots=True)
+class AdminDesk:
+    """Only administrators of all tenants come to this desk."""
+
+    office: Office
+
+    async def create(self, who: Principal, body: AdminIn) -> IssuedAdminOut:
+        who.need_all_tenants()
+        if (body.role == "tenant-admin") != (body.tenant is not None):
+            raise invalid("tenant", "a tenant belongs to the role tenant-admin, and to no other")
+        minted = self.office.keyring.mint_admin()
+        async with writing(self.office.engine) as db:
+            tenant = None if body.tenant is None else (await tenants.get_tenant(db, body.tenant)).id
+            made = await admins.insert_admin(
+                db, ident=uuid7(), name=body.name, role=body.role, tenant=tenant, digest=minted.digest
+            )
+            await record(db, who, "admin.create", f"admin:{made.id}", after=_out(made))
+        out = _out(made)
+        return IssuedAdminOut(
+            **{name: getattr(out, name) for name in out.__struct_fields__}, admin_key=minted.token
+        )
+
+    async def list(self, who: Principal, limit: int, cursor: str | None) -> Page[AdminOut]:
+        who.need_all_tenants()
+        after = paging.decode_id(cursor)
+        async with self.office.engine.connect() as db:
+            found = await admins.list_admins(db, after=after, limit=limit + 1)
+        return Page(
+            items=[_out(row) for row in found[:limit]],
+            next=paging.encode(str(found[limit - 1].id)) if len(found) > limit else None,
+        )
+
+    async def revoke(self, who: Principal, ident: UUID) -> None:
+        """Dead at once: nothing caches admin keys."""
+        who.need_all_tenants()
+        async with writing(self.office.engine) as db:
+            before = await admins.get_admin(db, ident)
+            if before.revoked_at is not None:
+                raise MissingError("admin")
+            await admins.revoke_admin(db, ident)
+            await record(db, who, "admin.revoke", f"admin:{ident}", before=_out(before))
+
+
+class PostgresAdmins:
+    """An `AdminStore`: asks Postgres for every request."""
+
+    def __init__(self, office: Office) -> None:
+        self._office = office
+
+    async def admin_by_digest(self, digests: tuple[bytes, ...]) -> Principal | None:
+        async with self._office.engine.connect() as db:
+            found = await admins.find_admin(db, digests)
+        if found is None:
+            return None
+        return Principal(
+            ident=str(found.id),
+            name=found.name,
+            role=cast("Role", found.role),
+            tenant=found.tenant,
+            tenant_slug=found.tenant_slug,
+        )
+
+
+def _out(row: AdminRecord) -> AdminOut:
+    return AdminOut(
+        id=row.id,
+        name=row.name,
+        role=cast("Role", row.role),
+        tenant=row.tenant_slug,
+        created_at=utc(row.created_at),
+        revoked_at=utc_or_none(row.revoked_at),
+    )
+
+
+class AdminController(Controller):
+    path = "/admins"
+    tags = ("admins",)
+
+    @post(summary="Make an admin key; the answer is the only one that shows it")
+    async def create(
+        self, desk_of_admins: AdminDesk, who: Principal, data: AdminIn
+    ) -> Response[IssuedAdminOut]:
+        out = await desk_of_admins.create(who, data)
+        headers = {"Cache-Control": "no-store", "Location": f"/admin/v1/admins/{out.id}"}
+        return Response(out, status_code=201, headers=headers)
+
+    @get(summary="List administrators")
+    async def list(
+        self, desk_of_admins: AdminDesk, who: Principal, limit: Limit = PAGE, cursor: Cursor = None
+    ) -> Page[AdminOut]:
+        return await desk_of_admins.list(who, limit, cursor)
+
+    @delete("/{ident:uuid}", summary="Revoke an admin key")
+    async def remove(self, desk_of_admins: AdminDesk, who: Principal, ident: UUID) -> None:
+        await desk_of_admins.revoke(who, ident)

@@ -1,0 +1,185 @@
+"""Puts the desks behind their routes. `admin_routes` may be called before anything is started: what
+it is given is asked for its parts on the first request.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, Protocol
+
+from litestar import HttpMethod, Request, Response, Router, get, route
+from litestar.connection import ASGIConnection
+from litestar.di import Provide
+from litestar.handlers import BaseRouteHandler
+from litestar.types import Guard
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from proxy.domain.tenant import Caller
+from proxy.keys import Keyring
+from proxy.web.admin import problems
+from proxy.web.admin.access import AdminAuthenticator, Gate, Principal
+from proxy.web.admin.admins import AdminController, AdminDesk, PostgresAdmins
+from proxy.web.admin.budgets import BudgetController, BudgetDesk
+from proxy.web.admin.calls import CallController, CallDesk, RecordController
+from proxy.web.admin.core import Office, Policies
+from proxy.web.admin.idempotency import KeepAnswers, claim
+from proxy.web.admin.keys import KeyController, KeyDesk
+from proxy.web.admin.limits import LimitController, LimitDesk
+from proxy.web.admin.me import Freshness, KeyDeps, MeController, MyDesk, key_gate
+from proxy.web.admin.openapi import document
+from proxy.web.admin.problems import not_found
+from proxy.web.admin.reports import ReportController, ReportDesk
+from proxy.web.admin.request import BODY_BYTES_MAX, StrictRequest
+from proxy.web.admin.tenants import TenantController, TenantDesk
+from proxy.web.auth import KeyAuthenticator
+
+PREFIX = "/admin/v1"
+_EVERY_METHOD = [HttpMethod.GET, HttpMethod.POST, HttpMethod.PUT, HttpMethod.PATCH, HttpMethod.DELETE]
+
+on_error = problems.handle
+
+
+class AdminSettings(Protocol):
+    @property
+    def admin_key(self) -> str: ...
+
+
+class AdminDeps(Protocol):
+    """What the composition root has once it has started."""
+
+    @property
+    def engine(self) -> AsyncEngine: ...
+    @property
+    def keyring(self) -> Keyring: ...
+    @property
+    def policies(self) -> Policies: ...
+    @property
+    def directory(self) -> Freshness: ...
+    @property
+    def authenticator(self) -> KeyAuthenticator: ...
+    @property
+    def settings(self) -> AdminSettings: ...
+
+
+class _Building:
+    """The desks of one process, made when the first request needs them."""
+
+    def __init__(self, deps: AdminDeps, clock: Callable[[], float]) -> None:
+        self._deps = deps
+        self._clock = clock
+
+    @cached_property
+    def office(self) -> Office:
+        deps = self._deps
+        return Office(
+            engine=deps.engine, keyring=deps.keyring, policies=lambda: deps.policies, clock=self._clock
+        )
+
+    @cached_property
+    def gate(self) -> Gate:
+        store = PostgresAdmins(self.office)
+        return Gate(AdminAuthenticator(self._deps.keyring, store, self._deps.settings.admin_key))
+
+
+def _guard(building: _Building) -> Guard:
+    """A function: Litestar copies guards deeply, and functions stay what they are."""
+
+    async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+        await building.gate(connection, handler)
+        await claim(connection, connection.state.principal, building.office)
+
+    return guard
+
+
+def admin_routes(deps: AdminDeps, *, clock: Callable[[], float] = time.time) -> list[Router]:
+    """Routers to be mounted at the application's root: `/admin/v1/...` and `/me...`.
+
+    `clock` gives unix seconds.
+    """
+    building = _Building(deps, clock)
+    return [_admin_router(building), _me_router(building, deps)]
+
+
+def openapi_document() -> dict[str, Any]:
+    """OpenAPI 3.1 of both, without anything having been started."""
+    return document(_admin_router(None), _me_router(None, None))
+
+
+def _admin_router(building: _Building | None) -> Router:
+    desks = {
+        "desk_of_tenants": TenantDesk,
+        "desk_of_keys": KeyDesk,
+        "desk_of_limits": LimitDesk,
+        "desk_of_budgets": BudgetDesk,
+        "desk_of_calls": CallDesk,
+        "desk_of_reports": ReportDesk,
+        "desk_of_admins": AdminDesk,
+    }
+    return Router(
+        path=PREFIX,
+        route_handlers=[
+            TenantController, KeyController, LimitController, BudgetController, CallController,
+            RecordController, ReportController, AdminController, openapi, nowhere,
+        ],
+        dependencies={name: _desk(building, desk) for name, desk in desks.items()}
+        | {"who": Provide(_principal, sync_to_thread=False)},
+        guards=[] if building is None else [_guard(building)],
+        middleware=[KeepAnswers()],
+        **_COMMON,
+    )  # fmt: skip
+
+
+def _me_router(building: _Building | None, deps: KeyDeps | None) -> Router:
+    return Router(
+        path="/",
+        route_handlers=[MeController],
+        dependencies={
+            "my_desk": _desk(building, MyDesk),
+            "caller": Provide(_caller, sync_to_thread=False),
+        },
+        guards=[] if deps is None else [key_gate(deps)],
+        **_COMMON,
+    )
+
+
+_COMMON: dict[str, Any] = {
+    "exception_handlers": problems.HANDLERS,
+    "request_class": StrictRequest,
+    "request_max_body_size": BODY_BYTES_MAX,
+}
+
+
+def _desk(building: _Building | None, desk: Callable[[Office], Any]) -> Provide:
+    def provide() -> Any:
+        assert building is not None  # noqa: S101 (documents are made without one, requests are not)
+        return desk(building.office)
+
+    return Provide(provide, sync_to_thread=False)
+
+
+def _principal(request: Request[Any, Any, Any]) -> Principal:
+    who: Principal = request.state.principal
+    return who
+
+
+def _caller(request: Request[Any, Any, Any]) -> Caller:
+    caller: Caller = request.state.caller
+    return caller
+
+
+_made: list[dict[str, Any]] = []
+
+
+@get("/openapi.json", include_in_schema=False, sync_to_thread=True)
+def openapi() -> Response[dict[str, Any]]:
+    """Made once per process, outside the event loop: it takes a good part of a second."""
+    if not _made:
+        _made.append(openapi_document())
+    return Response(_made[0], headers={"Cache-Control": "no-store"})
+
+
+@route("/{rest:path}", http_method=_EVERY_METHOD, include_in_schema=False)
+async def nowhere(rest: str) -> None:  # noqa: ARG001 (whatever it is, it is no route)
+    raise not_found("route")

@@ -1,0 +1,173 @@
+"""What the ledger, the reports and `/me` show. Money and times as in `proxy.web.schemas`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from msgspec import UNSET, UnsetType
+
+from proxy.web.schemas import BudgetOut, Mode, Out, OutcomeName
+
+
+class UsageOut(Out):
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+
+
+class EntryOut(Out):
+    """An immutable fact about the money of one attempt."""
+
+    kind: str
+    amount_usd: str
+    why: str
+    at: datetime
+    evidence: str | None
+
+
+class CallOut(Out):
+    """One attempt: one sending of a call upstream. `cost_usd` is null while it is OPEN."""
+
+    id: UUID
+    attempt: UUID
+    tenant: str
+    project: str | None
+    key: UUID
+    operation: str
+    model: str
+    target: str
+    outcome: OutcomeName
+    #: why it was resolved as it was
+    why: str | None
+    usage: UsageOut
+    ceiling_usd: str
+    cost_usd: str | None
+    #: what a cache hit would have cost
+    saved_usd: str
+    price_version: str | None
+    upstream_request_id: str | None
+    status: int | None
+    tags: str | None
+    admitted_at: datetime
+    finished_at: datetime | None
+    latency_ms: int | None
+    first_byte_ms: int | None
+    #: what AWS bills, only where it is not `cost_usd`
+    upstream_cost_usd: str | UnsetType = UNSET
+    #: only where one attempt is shown
+    entries: list[EntryOut] | UnsetType = UNSET
+
+
+class RefusalOut(Out):
+    """Calls refused, by what `group_by` names; the other names are absent."""
+
+    count: int
+    last_message: str
+    tenant: str | UnsetType = UNSET
+    key: str | UnsetType = UNSET
+    reason: str | UnsetType = UNSET
+    model: str | UnsetType = UNSET
+    day: str | UnsetType = UNSET
+
+
+class SpendOut(Out):
+    """Money by what `group_by` names; the other names are absent. OPEN attempts are not in it."""
+
+    cost_usd: str
+    upstream_cost_usd: str
+    saved_usd: str
+    attempts: int
+    hits: int
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+    tenant: str | UnsetType = UNSET
+    project: str | UnsetType = UNSET
+    key: str | UnsetType = UNSET
+    model: str | UnsetType = UNSET
+    day: str | UnsetType = UNSET
+    outcome: str | UnsetType = UNSET
+    operation: str | UnsetType = UNSET
+    tags: str | UnsetType = UNSET
+
+
+class SpendReportOut(Out):
+    items: list[SpendOut]
+    total_usd: str
+    #: more groups exist than are shown; narrow the time or group by less
+    truncated: bool
+    next: str | None = None
+
+
+class AuditOut(Out):
+    seq: int
+    at: datetime
+    actor: str
+    action: str
+    object: str
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+    hash: str
+
+
+class TrailCheckOut(Out):
+    intact: bool
+    first_bad: int | None
+
+
+class ModelOut(Out):
+    id: str
+    provider: str
+    name: str
+    context_tokens: int
+    max_output_tokens: int
+    modality: str
+    streaming: bool
+    end_of_life: str | None
+
+
+class PlanOut(Out):
+    id: str
+    version: str
+    description: str
+
+
+class MeOut(Out):
+    """What an issued key may know of itself."""
+
+    tenant: str
+    project: str | None
+    key: UUID
+    name: str
+    expires_at: datetime | None
+    plan: str
+    models_allowed: list[str]
+    models_denied: list[str]
+    default_output_tokens: int
+    max_output_tokens: int | None
+    budgets: list[BudgetOut]
+    limits: list[MyLimitOut]
+
+
+class MyLimitOut(Out):
+    id: UUID
+    scope: Literal["tenant", "project", "key"]
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    burst_seconds: int
+    concurrency: int | None
+    models: list[str] | None
+    mode: Mode
+
+
+class MyUsageOut(Out):
+    """Usage of one key since the calendar month began in its tenant's time zone, or as asked for."""
+
+    since: datetime
+    until: datetime
+    cost_usd: str
+    items: list[SpendOut]

@@ -1,0 +1,153 @@
+"""`limiter.lua` gives the same integers as its Python twin, on random sequences with one clock."""
+
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+import redis as redis_client
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis.exceptions import ResponseError
+
+from proxy.domain.bucket import RATE_MAX, UNITS_MAX, Charge, Lease, Spend
+from proxy.domain.bucketstore import Buckets
+from proxy.redis.client import connect
+from proxy.redis.limiter import SCRIPT, RedisLimiter
+
+NOW = 1_700_000_000_000_000
+TENANT = UUID(int=3)
+LIMIT = UUID(int=4)
+
+RATES = st.one_of(st.sampled_from([0, 1, 7, 60, 997, 100_000, RATE_MAX]), st.integers(0, RATE_MAX))
+BURSTS = st.one_of(st.integers(1, 50), st.integers(1, UNITS_MAX))
+COSTS = st.one_of(st.integers(0, 60), st.integers(0, UNITS_MAX))
+PAUSES = st.one_of(
+    st.just(0),
+    st.integers(0, 100_000),
+    st.sampled_from([4_999_999, 5_000_000, 59_999_999, 60_000_000]),
+    st.integers(-5_000_000, 90_000_000),
+)
+OPS = st.sampled_from(["spend", "spend", "spend", "settle", "renew"])
+
+
+@st.composite
+def sequences(draw: st.DrawFn) -> list[tuple[int, str, Spend, int | None]]:
+    """Steps on a few shared buckets whose rates and modes are fixed, as those of limits are."""
+    prefix = f"th:{{{TENANT}}}:{uuid4().hex}:"
+    buckets = [
+        (
+            prefix + str(i),
+            draw(st.sampled_from(["requests", "tokens"])),
+            draw(RATES),
+            draw(BURSTS),
+            draw(st.booleans()),
+        )
+        for i in range(draw(st.integers(0, 3)))
+    ]
+    leases = [
+        Lease(f"{prefix}c{i}", "key", LIMIT, draw(st.integers(0, 3)), draw(st.booleans()))
+        for i in range(draw(st.integers(0, 2)))
+    ]
+    spends: list[Spend] = []
+    for _ in range(draw(st.integers(1, 6))):
+        charges = tuple(
+            Charge(k, "key", dimension, rate, burst, draw(COSTS), LIMIT, enforce)  # type: ignore[arg-type]
+            for k, dimension, rate, burst, enforce in buckets
+        )
+        spends.append(Spend(TENANT, uuid4(), charges, tuple(leases)))
+    steps = st.tuples(PAUSES, OPS, st.sampled_from(spends), st.one_of(st.none(), COSTS))
+    return draw(st.lists(steps, min_size=1, max_size=14))
+
+
+@pytest.fixture
+def server(redis_url):
+    with redis_client.Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def program(redis_url):
+    """How the limiter writes KEYS and ARGV; no connection is made."""
+    return RedisLimiter(connect(redis_url), clock_us=lambda: 0)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=sequences())
+def test_lua_equals_python(server, program, steps):
+    twin, now = Buckets(), NOW
+    for pause, op, spend, actual in steps:
+        now += pause
+        want: Any
+        if op == "spend":
+            want = list(twin.spend(spend, now))
+        elif op == "settle":
+            want = int(twin.settle(spend, actual, now))
+        else:
+            want = int(twin.renew(spend, now))
+        program._clock_us = lambda now=now: now
+        keys, args = program._program(op, spend, -1 if actual is None else actual)
+        got = server.eval(SCRIPT.source, len(keys), *keys, *args)
+        assert got == want, (op, now - NOW, spend, actual)
+
+
+async def test_every_key_has_a_ttl_and_stays_under_the_hash_tag(redis_url, server):
+    client = connect(redis_url, timeout_s=2.0)
+    charge = Charge(f"th:{{{TENANT}}}:r", "key", "requests", 1, 1, 5, LIMIT)
+    lease = Lease(f"th:{{{TENANT}}}:c", "key", LIMIT, 2)
+    async with RedisLimiter(client) as limiter:
+        spends = [Spend(TENANT, uuid4(), (charge,), (lease,)) for _ in range(3)]
+        assert [(await limiter.spend(s)).allowed for s in spends] == [True, False, False]
+        await limiter.renew(spends)
+        keys = {key.decode(): server.pttl(key) for key in server.keys("*")}
+        assert {k.split(":")[1] for k in keys} == {"workers", f"{{{TENANT}}}"}
+        assert all(0 < ttl for ttl in keys.values()), keys
+        assert keys[spends[0].record] <= 60_000
+        assert keys[spends[1].record] <= 5_000
+        assert 290_000 < keys[charge.key] <= 301_000
+        await limiter.settle(spends[0], None)
+        await client.submit("PING")
+        assert not server.exists(lease.key)
+    await client.aclose()
+    assert server.zcard("th:workers") == 0
+
+
+@pytest.mark.parametrize(
+    ("keys", "args"),
+    [
+        ([], []),
+        (["r"], ["take", "id", 0, 0, 1000, 0, 0]),
+        (["r"], ["spend", "", 0, 0, 1000, 0, 0]),
+        (["r"], ["spend", "id", 1, 0, 1000, 0, 0]),
+        (["r", "b"], ["spend", "id", 1, 0, 1000, 0, 0, 60, 10, 1, 1]),
+        (["r", "b"], ["spend", "id", 1, 0, 1000, 0, 0, 60, 0, 1, 1, 0]),
+        (["r", "b"], ["spend", "id", 1, 0, 1000, 0, 0, 60, 10, "1.5", 1, 0]),
+        (["r", "b"], ["spend", "id", 1, 0, 1000, 0, 0, 60, 10, 2**54, 1, 0]),
+        (["r", "b"], ["spend", "id", 1, 0, 1000, 0, 0, "nan", 10, 1, 1, 0]),
+        (["r", "b"], ["spend", "id", 0, 1, 1000, 0, 0, -1, 1]),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_written(server, keys, args):
+    with pytest.raises(ResponseError, match="limiter: "):
+        server.eval(SCRIPT.source, len(keys), *keys, *args)
+    assert server.keys("*") == []
+
+
+def test_one_id_for_two_different_spends_is_an_error(server):
+    head = ["id", 1, 0, 60_000, NOW, 0, 60, 10, 1, 1, 0]
+    assert server.eval(SCRIPT.source, 2, "r", "b", "spend", *head) == [1, 1_000_000, 1]
+    with pytest.raises(ResponseError, match="other buckets"):
+        server.eval(SCRIPT.source, 1, "r", "spend", "id", 0, 0, 60_000, NOW, 0)
+
+
+def test_the_worked_call_of_the_head_comment(server):
+    keys = ["th:{t}:s:9", "th:{t}:a:b:r", "th:{t}:a:b:c"]
+    tail = [1, 1, 60_000, 5_000_000, 0, 60, 10, 1, 1, 0, 3, 1]
+
+    def call(spend: str):
+        keys[0] = f"th:{{t}}:s:{spend}"
+        return server.eval(SCRIPT.source, 3, *keys, "spend", spend, *tail)
+
+    assert call("9") == [1, 1_000_000, 1, 1, 1]
+    assert call("9") == [1, 1_000_000, 1, 1, 1]
+    assert (call("10")[0], call("11")[0]) == (1, 1)
+    assert call("12") == [0, 3_000_000, 1, 3, 0]

@@ -1,0 +1,191 @@
+"""The product as processes that can be frozen, looked into and killed one by one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.faults import wreck
+from tests.faults.wreck import Remains
+from tests.support.stack import Proxy
+
+#: granian takes a worker that dies twice within 5.5 s for a crash loop and gives up
+CRASH_LOOP_SECONDS = 5.7
+#: imports before the server forks, so that a thousand deaths do not cost a thousand times all imports
+_PRELOADED = "import proxy.app, sys; from proxy.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def stat_of(pid: int) -> tuple[str, int]:
+    """(state, parent) of a process; ("", 0) when there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return "", 0
+    return fields[0], int(fields[1])
+
+
+def children_of(parent: int) -> list[int]:
+    try:
+        tasks = Path(f"/proc/{parent}/task").iterdir()
+        return [int(c) for t in tasks for c in (t / "children").read_text(encoding="ascii").split()]
+    except OSError:
+        return []
+
+
+@dataclass
+class Death:
+    """One killed process: when (unix seconds), and what its flight recorders said when it could be asked."""
+
+    at: float
+    pid: int
+    how: str
+    remains: list[Remains] | None = None
+
+
+@dataclass
+class Tree:
+    """`tollhouse serve` with its worker processes."""
+
+    proxy: Proxy
+    root: Path  # of the source tree that is run
+    settings: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+    deaths: list[Death] = field(default_factory=list)
+    exits: int = 0
+    starts: list[float] = field(default_factory=list)
+    _last: tuple[int, float] = (0, 0.0)
+    _slots: list[int] = field(default_factory=list)
+
+    @property
+    def log(self) -> Path:
+        return self.proxy.state_dir.with_suffix(".log")
+
+    async def start(self, **settings: str) -> None:
+        """Returns when it is ready to serve."""
+        self.settings = settings
+        began = time.monotonic()
+        self.process = self._spawn("serve", settings)
+        self._slots = []
+        await asyncio.to_thread(self.proxy.await_ready, self.process, 30.0)
+        self.starts.append(time.monotonic() - began)
+
+    def _spawn(self, verb: str, settings: dict[str, str]) -> subprocess.Popen[bytes]:
+        self.proxy.log = self.log
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-c", _PRELOADED, verb],
+                env=self.proxy.environment() | settings | self._places(),
+                cwd=self.root, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+
+    def _places(self) -> dict[str, str]:
+        metrics = self.proxy.state_dir.with_name("metrics")
+        metrics.mkdir(exist_ok=True)
+        return {"PYTHONPATH": str(self.root), "PROMETHEUS_MULTIPROC_DIR": str(metrics)}
+
+    def spawn_worker(self) -> subprocess.Popen[bytes]:
+        """`tollhouse worker` beside it; the caller ends it."""
+        return self._spawn("worker", {})
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def workers(self) -> list[int]:
+        """Worker processes that have opened their flight recorder."""
+        if self.process is None:
+            return []
+        return [pid for pid in children_of(self.process.pid) if wreck.files_of(pid)]
+
+    def slot(self, pid: int) -> int:
+        """Which of granian's places this worker has: a new one takes the place of the last one killed."""
+        if pid not in self._slots:
+            alive = self.workers()
+            for place, known in enumerate(self._slots):
+                if known not in alive:
+                    self._slots[place] = pid
+                    break
+            else:
+                self._slots.append(pid)
+        return self._slots.index(pid)
+
+    def may_kill(self, pid: int) -> bool:
+        """False while this death would look like a crash loop to granian."""
+        slot, at = self._last
+        return self.slot(pid) != slot or time.monotonic() - at > CRASH_LOOP_SECONDS or not self._last[1]
+
+    async def freeze(self, pid: int) -> bool:
+        """SIGSTOP; returns when it stands still, False when it is gone."""
+        try:
+            os.kill(pid, signal.SIGSTOP)
+        except ProcessLookupError:
+            return False
+        while (state := stat_of(pid)[0]) not in {"T", ""}:
+            await asyncio.sleep(0.001)
+        return state == "T"
+
+    async def kill_worker(self, pid: int, *, look: bool = True) -> Death | None:
+        """SIGKILL of one worker process; with `look` it is frozen and its flight recorders are read first."""
+        remains = None
+        if look:
+            if not await self.freeze(pid):
+                return None
+            remains = [r for path in wreck.files_of(pid) for r in wreck.read(path.read_bytes())]
+        self._last = (self.slot(pid), time.monotonic())
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return None
+        death = Death(time.time(), pid, "worker", remains)
+        self.deaths.append(death)
+        return death
+
+    async def kill(self, *, look: bool = True) -> None:
+        """SIGKILL of everything at one moment."""
+        if self.process is None:
+            return
+        pids = [self.process.pid, *children_of(self.process.pid)]
+        files: dict[int, list[Path]] = {}
+        if look and self.alive:
+            for pid in pids:
+                await self.freeze(pid)
+            files = {pid: wreck.files_of(pid) for pid in pids}
+        data = {pid: [path.read_bytes() for path in paths] for pid, paths in files.items()}
+        if self.alive:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for pid in pids[1:]:
+            remains = [r for d in data[pid] for r in wreck.read(d)] if look and pid in data else None
+            self.deaths.append(Death(time.time(), pid, "tree", remains))
+        while any(stat_of(pid)[0] not in {"", "Z"} for pid in pids):
+            await asyncio.sleep(0.005)
+
+    async def stop(self) -> None:
+        """SIGTERM, then SIGKILL."""
+        if self.process is None:
+            return
+        if self.alive:
+            self.process.terminate()
+        try:
+            await asyncio.to_thread(self.process.wait, 8)
+        except subprocess.TimeoutExpired:
+            await self.kill(look=False)
+
+    async def watch(self) -> bool:
+        """Start it again when it has given up, as a supervisor would. True when it had to."""
+        if self.alive:
+            return False
+        self.exits += 1
+        await self.start(**self.settings)
+        return True
+
+
+def environment(**more: Any) -> dict[str, str]:
+    return {key: str(value) for key, value in more.items()}

@@ -1,0 +1,155 @@
+"""What a flight recorder proves after a crash, and what it must not pretend to prove."""
+
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from proxy import recorder
+from proxy.clock import uuid7
+from proxy.domain.ledger import Settlement, State, Why
+from proxy.domain.usage import Usage
+from proxy.recorder import FlightRecorder
+
+
+def crash(flight: FlightRecorder) -> Path:
+    """The process is gone: its descriptors close, its file stays."""
+    path = flight._file.path
+    flight._file.release()
+    return path
+
+
+def only(directory: Path) -> recorder.Wreck:
+    [(path, _)] = recorder.orphans(directory)
+    return recorder.read(path)
+
+
+def post(attempt: UUID) -> Settlement:
+    usage = Usage(input_tokens=7, output_tokens=11, cache_read_tokens=3, cache_write_1h_tokens=2)
+    return Settlement(
+        attempt=attempt,
+        state=State.POST,
+        why=Why.USAGE,
+        cost=123,
+        upstream_cost=120,
+        usage=usage,
+        price=4,
+        upstream_request_id="r-1",
+        status=200,
+        latency_ms=9,
+        first_byte_ms=5,
+    )
+
+
+def test_each_attempt_resolves_by_its_last_record(tmp_path):
+    flight = FlightRecorder(tmp_path)
+    unsent, sent, done, ended = (uuid7() for _ in range(4))
+    for attempt in (unsent, sent, done, ended):
+        flight.opened(attempt)
+    flight.sent(sent)
+    flight.sent(done)
+    flight.done(post(done))
+    flight.sent(ended)
+    flight.done(post(ended))
+    flight.closed(ended)
+    crash(flight)
+
+    settled = {s.attempt: s for s in recorder.resolve(only(tmp_path))}
+
+    assert settled.keys() == {unsent, sent, done}
+    assert (settled[unsent].state, settled[unsent].recorder) == (State.VOID, flight.id)
+    assert settled[sent].state is State.CEILING
+    assert settled[done] == post(done)
+
+
+def test_a_torn_record_forbids_voiding_by_absence(tmp_path):
+    flight = FlightRecorder(tmp_path)
+    attempt = uuid7()
+    flight.opened(attempt)
+    path = crash(flight)
+    with path.open("ab") as file:
+        file.write(b"\x02half a record")
+
+    wreck = only(tmp_path)
+
+    assert wreck.torn
+    assert [s.state for s in recorder.resolve(wreck)] == [State.CEILING]
+
+
+def test_another_boot_forbids_voiding_by_absence(tmp_path, monkeypatch):
+    monkeypatch.setattr(recorder, "boot_id", lambda: "an earlier boot")
+    flight = FlightRecorder(tmp_path)
+    flight.opened(uuid7())
+    crash(flight)
+    monkeypatch.setattr(recorder, "boot_id", lambda: "this boot")
+
+    assert [s.state for s in recorder.resolve(only(tmp_path))] == [State.CEILING]
+
+
+def test_an_unknown_boot_forbids_voiding_by_absence(tmp_path, monkeypatch):
+    monkeypatch.setattr(recorder, "boot_id", lambda: "")
+    flight = FlightRecorder(tmp_path)
+    flight.opened(uuid7())
+    crash(flight)
+
+    assert [s.state for s in recorder.resolve(only(tmp_path))] == [State.CEILING]
+
+
+@pytest.mark.parametrize("cut", range(1, 23))
+def test_a_cut_at_any_byte_of_the_last_record_never_voids_a_sent_attempt(tmp_path, cut):
+    flight = FlightRecorder(tmp_path)
+    attempt = uuid7()
+    flight.opened(attempt)
+    flight.sent(attempt)
+    path = crash(flight)
+    path.write_bytes(path.read_bytes()[:-cut])
+
+    [settlement] = recorder.resolve(only(tmp_path))
+
+    assert settlement.state is State.CEILING
+
+
+def test_a_living_owner_keeps_its_file(tmp_path):
+    flight = FlightRecorder(tmp_path)
+    flight.opened(uuid7())
+
+    assert recorder.orphans(tmp_path) == []
+
+
+def test_leaving_deletes_a_file_in_which_nothing_is_open(tmp_path):
+    flight = FlightRecorder(tmp_path)
+    attempt = uuid7()
+    flight.opened(attempt)
+    flight.closed(attempt)
+    flight.shut()
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leaving_keeps_a_file_in_which_something_is_open(tmp_path):
+    flight = FlightRecorder(tmp_path)
+    attempt = uuid7()
+    flight.opened(attempt)
+    flight.sent(attempt)
+    flight.shut()
+
+    assert [s.attempt for s in recorder.resolve(only(tmp_path))] == [attempt]
+
+
+def test_a_large_file_is_followed_by_another_and_goes_when_it_is_done(tmp_path):
+    flight = FlightRecorder(tmp_path, rotate_bytes=200)
+    first = uuid7()
+    home = flight.opened(first)
+    others = [uuid7() for _ in range(10)]
+    homes = {flight.opened(a) for a in others}
+    assert homes - {home}, "a second file was begun"
+
+    for attempt in (first, *others):
+        flight.closed(attempt)
+
+    assert [p.stem for p in tmp_path.iterdir()] == [str(flight.id)]
+
+
+def test_a_settlement_survives_the_recorder_exactly():
+    settlement = post(uuid7())
+    assert recorder.decode(settlement.attempt, recorder.encode(settlement)) == settlement
