@@ -9,6 +9,8 @@ metrics are named on standard error.
 
 from __future__ import annotations
 
+import ast
+import functools
 import json
 import sys
 from dataclasses import replace
@@ -21,6 +23,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from helm.panels import Dashboard, Panel, Query, Variable, dashboard
 from proxy import telemetry
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 TARGET = Path(__file__).resolve().parent / "tollhouse" / "dashboards"
 
 NS = 'namespace=~"$namespace"'
@@ -229,23 +232,31 @@ def money() -> Dashboard:
 
 
 def cache() -> Dashboard:
-    hits = f'sum(rate(tollhouse_cache_requests_total{{{TENANT}, result="hit"}}{RATE}))'
+    found = f'sum(rate(tollhouse_cache_calls_total{{{TENANT}, result=~"hit|joined"}}{RATE}))'
+    asked = f'sum(rate(tollhouse_cache_calls_total{{{TENANT}, result!="bypass"}}{RATE}))'
+    saved = dollars(rate("tollhouse_cache_saved_nanodollars_total", "tenant", MODEL) + " * 3600")
     return Dashboard(
         uid="tollhouse-cache",
         title="Tollhouse / Cache",
         about="Identical prompts answered again, within a tenant.",
-        variables=(NAMESPACE, TENANTS),
+        variables=(NAMESPACE, TENANTS, MODELS),
         panels=(
-            Panel(title="Requests by result", about="hit, miss or bypass.", unit="reqps", stacked=True,
-                  queries=(Query(expr=rate("tollhouse_cache_requests_total", "result", TENANT), legend="{{result}}"),)),
-            Panel(title="Hit rate", about="Of the requests that may be cached.", unit="percentunit", maximum=1,
-                  queries=(Query(expr=f'({or_zero(hits)}) / (sum(rate(tollhouse_cache_requests_total{{{TENANT}, result!="bypass"}}{RATE})) > 0)', legend="hits"),)),
-            Panel(title="Saved", about="What the hits would have cost, per hour.", unit="currencyUSD",
-                  queries=(Query(expr=dollars(rate("tollhouse_cache_saved_nanodollars_total", "tenant", TENANT) + " * 3600"), legend="{{tenant}}"),)),
-            Panel(title="Entries too large", about="Answers that were not kept because of their size.", unit="reqps",
-                  queries=(Query(expr=rate("tollhouse_cache_oversized_total"), legend="too large"),)),
-            Panel(title="Followers", about="Calls that joined an identical one in flight.", unit="reqps",
-                  queries=(Query(expr=rate("tollhouse_cache_followers_total"), legend="followers"),)),
+            Panel(title="Calls by result", about="hit; joined: a like call was under way; miss; bypass: not asked, by policy or by the client.",
+                  unit="reqps", stacked=True, queries=(Query(expr=rate("tollhouse_cache_calls_total", "result", TENANT), legend="{{result}}"),)),
+            Panel(title="Found", about="Share of the calls that asked the cache and paid nothing.", unit="percentunit", maximum=1,
+                  queries=(Query(expr=f"({or_zero(found)}) / ({asked} > 0)", legend="found"),)),
+            Panel(title="Saved", about="What the answers from the cache would have cost, per hour.", unit="currencyUSD", stacked=True,
+                  queries=(Query(expr=f"topk(20, {saved})", legend="{{tenant}}"),)),
+            Panel(title="Tokens saved", about="Tokens that were not bought again, per second.", stacked=True,
+                  queries=(Query(expr=rate("tollhouse_cache_saved_tokens_total", "kind", MODEL), legend="{{kind}}"),)),
+            Panel(title="Kept", about="Bytes of answers kept, by tenant; the twenty largest.", unit="bytes", stacked=True,
+                  queries=(Query(expr=f"topk(20, max by (tenant) (tollhouse_cache_bytes{{{TENANT}}}))", legend="{{tenant}}"),)),
+            Panel(title="Entries", about="Answers kept, by tenant; the twenty largest.", stacked=True,
+                  queries=(Query(expr=f"topk(20, max by (tenant) (tollhouse_cache_entries{{{TENANT}}}))", legend="{{tenant}}"),)),
+            Panel(title="Evicted", about="Answers that made room for others before their time was over.", unit="reqps",
+                  queries=(Query(expr=or_zero(rate("tollhouse_cache_evictions_total", "tenant", TENANT)), legend="{{tenant}}"),)),
+            Panel(title="Redis did not answer", about="Look-ups and stores that failed; such calls are sent as if there were no cache.", unit="reqps",
+                  runbook="limiter-not-redis", queries=(Query(expr=rate("tollhouse_cache_failures_total"), legend="failures"),)),
         ),
     )  # fmt: skip
 
@@ -257,14 +268,27 @@ def all_dashboards() -> tuple[Dashboard, ...]:
 def series() -> set[str]:
     """Names of every series that the proxy's metrics can have."""
     names = set()
-    for metric in vars(telemetry).values():
-        if isinstance(metric, MetricWrapperBase):
+    for variable, metric in vars(telemetry).items():
+        if isinstance(metric, MetricWrapperBase) and variable in _counted():
             for family in metric.describe():
                 suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(
                     family.type, ("",)
                 )
                 names |= {family.name + suffix for suffix in suffixes}
     return names
+
+
+@functools.cache
+def _counted() -> frozenset[str]:
+    """Variables of proxy/telemetry.py that some code uses: a metric that nobody counts is an empty panel."""
+    found = set()
+    for path in (REPOSITORY / "proxy").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute):
+                found.add(node.attr)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+                found.add(node.id)
+    return frozenset(found)
 
 
 def shipped(known: set[str]) -> tuple[tuple[Dashboard, ...], set[str]]:

@@ -12,9 +12,9 @@ from alembic import context
 from sqlalchemy import Connection, pool
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from proxy.postgres.desk_tables import Base
 from proxy.postgres.engine import normalized
 from proxy.postgres.migrate import MIGRATION_LOCK
-from proxy.postgres.tables import Base
 
 LOCK_TIMEOUT = "5s"
 

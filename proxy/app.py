@@ -23,13 +23,19 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from proxy import failpoints, policyfile, telemetry
 from proxy import settings as settings_module
+from proxy.advice import PrefixLog
 from proxy.bedrock.client import AiohttpUpstream
+from proxy.bedrock.dialects import FAMILIES
 from proxy.bedrock.inbound import InboundSignatures
+from proxy.bedrock.interventions import intervened
 from proxy.bedrock.wires import BedrockWires, classify
 from proxy.call import Bounds, Kit
 from proxy.directory import Directory
+from proxy.domain.catalogue import Model
 from proxy.domain.estimate import Estimator
-from proxy.errors import BankAway, Unauthenticated, Unavailable
+from proxy.domain.rates import Rates
+from proxy.errors import BankAway, Refusal, Unauthenticated, Unavailable, UnknownModel
+from proxy.hits import Hits
 from proxy.keys import Keyring, parse_master_key
 from proxy.pipeline import Pipeline, Request
 from proxy.policyfile import PolicySet
@@ -39,15 +45,19 @@ from proxy.postgres.engine import check_server, create_engine
 from proxy.postgres.labels import PostgresLabels
 from proxy.postgres.refusals import PostgresRefusals
 from proxy.postgres.roster import PostgresRoster
+from proxy.postgres.session import PostgresControl
 from proxy.recorder import FlightRecorder
+from proxy.redis.cache import RedisCache
 from proxy.redis.client import RedisClient, connect
 from proxy.redis.limiter import RedisLimiter
+from proxy.redis.prefixes import RedisPrefixes
 from proxy.settings import Settings
 from proxy.settler import HeldQueue, Settler
-from proxy.web.admin import admin_routes
+from proxy.sharing import Sharing
+from proxy.web.admin import admin_routes, problems_or
 from proxy.web.auth import KeyAuthenticator, refusal_of
 from proxy.web.health import health_routes
-from proxy.web.inference import MOUNTS, Inference, model_list, no_route
+from proxy.web.inference import MOUNTS, Inference, model_list, no_route, one_model
 from proxy.worker import recovery
 from proxy.worker.rollups import RefusalCounter
 
@@ -74,6 +84,7 @@ class Worker:
 
     settings: Settings
     engine: AsyncEngine = field(init=False)
+    control: PostgresControl = field(init=False)
     policies: PolicySet = field(init=False)
     keyring: Keyring = field(init=False)
     directory: Directory = field(init=False)
@@ -81,6 +92,9 @@ class Worker:
     kit: Kit = field(init=False)
     pipeline: Pipeline = field(init=False)
     redis: RedisClient = field(init=False)
+    cache_redis: RedisClient = field(init=False)
+    cache: RedisCache = field(init=False)
+    prefixes: PrefixLog = field(init=False)
     limiter: RedisLimiter = field(init=False)
     upstream: AiohttpUpstream = field(init=False)
     bank: PostgresBank = field(init=False)
@@ -97,6 +111,7 @@ class Worker:
         s = self.settings
         self.policies = policyfile.load(s.policies_dir, region=s.aws_region)
         self.engine = create_engine(s.database_url, pool_size=s.bank_lanes + 8)
+        self.control = PostgresControl(self.engine)
         await check_server(self.engine, require_durable=s.require_durable)
         self.keyring = Keyring(
             parse_master_key(s.master_key),
@@ -105,6 +120,13 @@ class Worker:
         )
         self.directory = Directory(PostgresRoster(self.engine), self.keyring, self.policies)
         self.authenticator = KeyAuthenticator(self.directory, InboundSignatures(time.time))
+        self.cache_redis = connect(s.redis_url, client_name="tollhouse-cache")
+        self.cache = RedisCache(
+            self.cache_redis,
+            key_of=self.keyring.cache_key if s.cache_encryption else None,
+            on_failure=telemetry.CACHE_FAILURES.inc,
+        )
+        self.prefixes = PrefixLog(RedisPrefixes(self.cache_redis), self._rates_of)
         self.bank = PostgresBank(self.engine, lanes=s.bank_lanes, admit_timeout_s=s.admit_timeout_ms / 1000)
         await self.bank.start()
         await self.directory.start()
@@ -137,8 +159,10 @@ class Worker:
             classify=classify,
         )
         self.refusals = RefusalCounter(PostgresRefusals(self.engine), s.metrics_tenants)
+        sharing = self._sharing()
         self.pipeline = Pipeline(
             kit=self.kit,
+            sharing=sharing,
             authenticator=self.authenticator,
             book=lambda: self.policies,
             wires=BedrockWires(first_byte=s.first_byte_seconds, idle=s.idle_seconds),
@@ -148,13 +172,34 @@ class Worker:
             horizon=s.call_seconds,
             max_calls=s.max_calls,
             closed=lambda: self.closed,
+            prefixes=self.prefixes if s.prefix_advice else None,
         )
         self._tasks = [
             asyncio.create_task(recovery.watch(self.bank, s.state_path, _WATCH_SECONDS)),
             asyncio.create_task(self.refusals.run()),
+            asyncio.create_task(sharing.run()),
+            asyncio.create_task(self.prefixes.run()),
             asyncio.create_task(self._renew_leases()),
             asyncio.create_task(self._watch()),
         ]
+
+    def _rates_of(self, model: str) -> Rates | None:
+        """Rates in force of a base model on the first target of its route."""
+        try:
+            route = self.policies.resolve(model)
+            return self.policies.priced(route.model, route.targets[0]).rates(time.time()).rates
+        except Refusal:
+            return None
+
+    def _sharing(self) -> Sharing:
+        s = self.settings
+        return Sharing(
+            hits=Hits(kit=self.kit, stale=lambda: self.directory.stale),
+            cache=self.cache,
+            intervened=intervened,
+            keep_interventions=s.cache_interventions,
+            patience=s.cache_wait_ms / 1000,
+        )
 
     async def stop(self) -> None:
         """Drain: running calls end within the grace; what is left is in the flight recorder."""
@@ -165,11 +210,13 @@ class Worker:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await self.refusals.flush()
+            await self.prefixes.flush()
             await self.kit.settler.drain(5.0)
             self.flight.shut()
             await self.limiter.aclose()
             await self.redis.aclose()
             await self.upstream.aclose()
+        await self.cache_redis.aclose()
         await self.directory.stop()
         await self.bank.aclose()
         await self.engine.dispose()
@@ -216,7 +263,9 @@ class Worker:
         return Litestar(
             route_handlers=handlers,
             lifespan=[self._lifespan],
-            exception_handlers={NotFoundException: no_route, MethodNotAllowedException: no_route},
+            exception_handlers=dict.fromkeys(
+                (NotFoundException, MethodNotAllowedException), problems_or(no_route)
+            ),
             openapi_config=None,
             logging_config=None,
             request_max_body_size=None,
@@ -246,8 +295,8 @@ class Worker:
     def why_not_ready(self) -> str | None:
         return self.closed
 
-    def models(self, request: Request) -> bytes:
-        """`GET /v1/models`: what the key behind the request may call."""
+    def models(self, request: Request, name: str) -> bytes:
+        """`GET /v1/models[/{name}]`: what the key behind the request may call, or one of it."""
         presented = self.pipeline.authenticator.present(
             request.method, request.raw_path, request.query, request.raw_headers
         )
@@ -257,8 +306,21 @@ class Worker:
         if self.directory.stale:
             raise Unavailable("the directory of keys is stale; please retry", reason="directory_stale")
         policy = presented.caller.policy
-        names = [(m.id, m.provider, 0) for m in self.policies.models.values() if policy.allows(m.id)]
-        return model_list(names)
+
+        def callable_model(one: str) -> Model | None:
+            model = self.policies.resolve(one).model
+            return model if model.family in FAMILIES and policy.allows(model.id) else None
+
+        if not name:
+            found = []
+            for one in self.policies.ids:
+                with contextlib.suppress(UnknownModel):
+                    found.append((one, callable_model(one)))
+            return model_list([(one, model.provider) for one, model in found if model is not None])
+        model = callable_model(name)
+        if model is None:
+            raise UnknownModel(f"there is no model {name[:120]!r} that this key may call")
+        return one_model(name, model.provider)
 
 
 def _bounds(s: Settings) -> Bounds:

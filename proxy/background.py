@@ -12,12 +12,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from prometheus_client import start_http_server
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from proxy import telemetry
 from proxy.errors import BankAway
 from proxy.postgres.bank import PostgresBank
 from proxy.postgres.engine import check_server, create_engine
 from proxy.postgres.keeper import Keeper
+from proxy.postgres.repeats import PostgresRepeats
 from proxy.server import check
 from proxy.settings import Settings
 
@@ -27,6 +29,7 @@ SWEEP_SECONDS = 10.0
 UPKEEP_SECONDS = 600.0
 GAUGE_SECONDS = 10.0
 INVARIANT_SECONDS = 300.0
+DAY_SECONDS = 86_400.0
 MONTHS_AHEAD = 4
 _BUDGETS_SHOWN = 500
 
@@ -56,7 +59,7 @@ async def _work(settings: Settings) -> None:
     engine = create_engine(settings.database_url, pool_size=6, application_name="tollhouse-worker")
     await check_server(engine, require_durable=settings.require_durable)
     bank = PostgresBank(engine, lanes=1)
-    tasks = [asyncio.create_task(_repeat(duty)) for duty in duties(settings, bank, Keeper(engine))]
+    tasks = [asyncio.create_task(_repeat(duty)) for duty in duties(settings, engine, bank, Keeper(engine))]
     await stop.wait()
     for task in tasks:
         task.cancel()
@@ -64,7 +67,7 @@ async def _work(settings: Settings) -> None:
     await engine.dispose()
 
 
-def duties(settings: Settings, bank: PostgresBank, keeper: Keeper) -> list[Duty]:
+def duties(settings: Settings, engine: AsyncEngine, bank: PostgresBank, keeper: Keeper) -> list[Duty]:
     """Everything a worker does, with how often."""
 
     async def sweep() -> None:
@@ -92,7 +95,11 @@ def duties(settings: Settings, bank: PostgresBank, keeper: Keeper) -> list[Duty]
         if broken:
             log.critical("invariants of the ledger are broken: %s", broken)
 
+    async def prune() -> None:
+        await PostgresRepeats(engine).prune()
+
     return [
+        Duty("prune", DAY_SECONDS, prune),
         Duty("sweep", SWEEP_SECONDS, sweep),
         Duty("upkeep", UPKEEP_SECONDS, upkeep),
         Duty("gauges", GAUGE_SECONDS, gauges),

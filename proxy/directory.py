@@ -309,7 +309,7 @@ class Directory:
             )
             return policy, None
         except ConfigurationError as error:
-            log.error("no policy for tenant %s, key %s: %s", tenant.slug, key.id, error)  # noqa: TRY400
+            log.error("no policy for tenant %s, key %s: %s", tenant.slug, key.id, error)
             return Policy(plan=tenant.plan, version="none", models_allowed=()), "plan_unusable"
 
     def _secret(self, entry: _Entry, caller: Caller) -> str | None:
@@ -320,7 +320,7 @@ class Directory:
             try:
                 entry.secret = self._keyring.unseal(entry.row.sealed, place)
             except SealError as error:
-                log.error("credential %s cannot be used for signing: %s", entry.row.id, error)  # noqa: TRY400
+                log.error("credential %s cannot be used for signing: %s", entry.row.id, error)
         return entry.secret
 
 

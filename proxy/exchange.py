@@ -228,14 +228,15 @@ class Exchange:
         usage = self.call.dialect.usage(response.headers, body)
         served = self.call.dialect.served(response.headers, body)
         settlement = self._metered(leg, attempt, usage, served, response)
-        headers = upstream_headers(self.call.headers, response.headers)
+        headers = upstream_headers(self.call.headers, self.call.dialect.heads(response.headers))
+        body = self.call.dialect.answer(body)
         headers.append((b"content-length", str(len(body)).encode()))
         headers.append((b"x-tollhouse-cost", usd(settlement.cost or leg.ceiling)))
         return Ending(settlement=settlement, whole=(response.status, headers, body))
 
     async def _streamed(self, leg: Leg, attempt: UUID, response: UpstreamResponse) -> Ending:
         meter = self.call.meter()
-        headers = upstream_headers(self.call.headers, response.headers)
+        headers = upstream_headers(self.call.headers, self.call.dialect.heads(response.headers))
         headers.append((b"x-tollhouse-ceiling", usd(leg.ceiling)))
         await self.sink.start(response.status, headers)
         telemetry.FIRST_BYTE_SECONDS.observe(self.first_byte_at - self.call.began)
@@ -289,10 +290,12 @@ class Exchange:
         """POST what Bedrock reported; an answer without usage keeps its ceiling."""
         if usage is None:
             return self._settlement(attempt, State.CEILING, Why.CUT, response)
-        self.usage = usage
         tier, latency = served.tier or self.call.asked[0], served.latency or self.call.asked[1]
-        age = time.monotonic() - self.sent_at
-        cost, version = leg.priced.cost(usage, tier, latency, time.time() - age)
+        sent_at = time.time() - (time.monotonic() - self.sent_at)
+        if leg.guarded is not None and not usage.guardrail:
+            usage = leg.guarded(usage, sent_at)
+        self.usage = usage
+        cost, version = leg.priced.cost(usage, tier, latency, sent_at)
         upstream_cost = 0 if leg.priced.upstream_free else cost
         price = self.call.price_label(version) or leg.price_label
         settlement = self._settlement(attempt, State.POST, Why.USAGE, response)

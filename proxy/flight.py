@@ -38,6 +38,8 @@ class End:
     tail: bytes = b""
     #: all of it, when all of it is at hand
     answer: Answer | None = None
+    #: it came out of the cache
+    kept: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -113,6 +115,10 @@ class Flight:
         self.weigh(-self._kept)
         self.weigh = _nothing
 
+    def hold(self, size: int) -> None:
+        """Bytes that are kept besides what was said: a whole answer."""
+        self._weigh(size)
+
     def said(self) -> bytes:
         """Everything, while `whole`."""
         return b"".join(self._chunks)
@@ -178,8 +184,11 @@ class Tee:
         self._reader = Reader(waited_for=True)
         self._blocked = False  # the exchange waits for the leader's client
         self._pump: asyncio.Task[None] | None = None
-        #: the client has got everything
-        self.delivered = False
+
+    @property
+    def left(self) -> bool:
+        """The leader's own client has left."""
+        return self._inner.gone
 
     @property
     def gone(self) -> bool:
@@ -206,7 +215,6 @@ class Tee:
     async def finish(self, data: bytes = b"") -> None:
         if self._pump is not None:
             await self._pump
-        self.delivered = not self._inner.gone
         await self._inner.finish(data)
 
     def stop(self) -> None:

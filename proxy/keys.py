@@ -141,7 +141,7 @@ def _derive(master: bytes, label: str, length: int = 32) -> bytes:
 class _Generation:
     """Everything derived from one master key."""
 
-    __slots__ = ("admin_pepper", "answer_key", "data_key", "id", "pepper")
+    __slots__ = ("admin_pepper", "answer_key", "cache_root", "data_key", "id", "pepper")
 
     def __init__(self, master: bytes) -> None:
         if len(master) != MASTER_KEY_BYTES:
@@ -152,6 +152,7 @@ class _Generation:
         self.admin_pepper = _derive(master, "admin-pepper/v1")
         self.data_key = AESGCM(_derive(master, "credential-data-key/v1"))
         self.answer_key = AESGCM(_derive(master, "stored-answer-key/v1"))
+        self.cache_root = _derive(master, "cache-root/v1")
 
 
 class Keyring:
@@ -177,6 +178,12 @@ class Keyring:
     def generation(self) -> int:
         """Id of the current master key's peppers and data key, as rows store it; 15 bits."""
         return self._current.id & 0x7FFF
+
+    def cache_key(self, tenant: UUID) -> bytes:
+        """32 bytes that seal what is cached for one tenant. Another master key has others: what was
+        cached under the previous one does not open any more.
+        """
+        return _derive(self._current.cache_root, f"cache/{tenant.hex}/v1")
 
     # -- bearer tokens and admin keys -------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -24,6 +25,8 @@ class Book(Protocol):
     """The policies in force: models, routes and prices."""
 
     def resolve(self, name: str) -> Route: ...
+
+    def guardrail(self, identifier: str, version: str) -> Route: ...
 
     def priced(self, model: Model, target: Target) -> Priced: ...
 
@@ -42,6 +45,7 @@ class Offer:
     """One call on every target of its route. `limit` is the output limit of one choice, tokens."""
 
     call: UUID
+    #: what is called upstream, and everything below in its words
     operation: Operation
     route: Route
     book: Book
@@ -85,12 +89,14 @@ class Offer:
             target_label=known(TARGET, target.label) or 0,
             price_label=known(PRICE, priced.version(now)) or 0,
             request=self._builder(target, raw),
+            guarded=partial(priced.guarded, self.bound) if self.bound.guardrail else None,
         )
 
     def _builder(self, target: Target, raw: bytes) -> Callable[[UUID], UpstreamRequest]:
         def build(attempt: UUID) -> UpstreamRequest:
             pairs = {"tollhouse-attempt": str(attempt), "tollhouse-call": str(self.call)}
-            return self.sender.request(self.operation, target, raw, self.headers, self.bound, pairs)
+            named = self.dialect.with_model(self.body, raw, target.model_id)
+            return self.sender.request(self.operation, target, named, self.headers, self.bound, pairs)
 
         return build
 

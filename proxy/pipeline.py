@@ -1,8 +1,8 @@
 """The request, top to bottom:
 
-    authenticate -> permit -> limit -> admit -> forward -> meter -> settle -> record
+    authenticate -> permit -> limit -> cache -> admit -> forward -> meter -> settle -> record
 
-The first three are here and hold no money; from admit on an `Exchange` owns the call. A refusal at
+The first four are here and hold no money; from admit on an `Exchange` owns the call. A refusal at
 any step spends nothing, writes no row, and is counted.
 """
 
@@ -16,14 +16,18 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from proxy import telemetry
+from proxy.advice import PrefixLog
 from proxy.call import Call, Kit, Leg
 from proxy.domain.bucket import Decision, Lease, rate_headers, spend_for
-from proxy.domain.catalogue import Model, Route, Target
+from proxy.domain.caching import terms_of
+from proxy.domain.catalogue import Model, Route
 from proxy.domain.denial import denial
 from proxy.domain.estimate import Estimator
+from proxy.domain.fingerprint import fingerprint
 from proxy.domain.ledger import Admission, Operation, Verdict
 from proxy.domain.request import Bound
 from proxy.domain.tenant import Caller
+from proxy.domain.usage import Usage
 from proxy.errors import (
     BankAway,
     Forbidden,
@@ -35,7 +39,8 @@ from proxy.errors import (
 )
 from proxy.exchange import Exchange
 from proxy.offer import Book, Offer, Sender
-from proxy.ports import PRICE, TAGS, Dialect, Labels, Sink
+from proxy.ports import PRICE, TAGS, Labels, Sink, Spoken
+from proxy.sharing import Lead, Sharing
 
 
 class Endpoint(Protocol):
@@ -49,6 +54,8 @@ class Endpoint(Protocol):
     def stream(self) -> bool | None: ...
     @property
     def model(self) -> str | None: ...
+    @property
+    def guardrail(self) -> tuple[str, str] | None: ...
 
 
 class Presented(Protocol):
@@ -91,7 +98,11 @@ class Authenticator(Protocol):
 class Wires(Sender, Protocol):
     """Bedrock's wire formats, given by the composition root."""
 
-    def dialect(self, operation: Operation, model: Model, target: Target) -> Dialect: ...
+    def speak(
+        self, operation: Operation, route: Route, body: dict[str, Any], raw: bytes, headers: Mapping[str, str]
+    ) -> Spoken:
+        """The request in words that the route's model speaks. Raises `Invalid` or `UnknownModel`."""
+        ...
 
     def parse(self, body: bytes) -> dict[str, Any]: ...
 
@@ -116,6 +127,7 @@ class Pipeline:
     """One per worker. `handle` returns when the answer is complete, or raises `Refusal`."""
 
     kit: Kit
+    sharing: Sharing
     authenticator: Authenticator
     book: Callable[[], Book]
     wires: Wires
@@ -127,6 +139,8 @@ class Pipeline:
     max_calls: int
     #: why no call may be admitted now (recovery, clock skew, draining), None when open
     closed: Callable[[], str | None]
+    #: measures how prompts repeat, None when nobody wants to know
+    prefixes: PrefixLog | None = None
 
     async def handle(self, request: Request, sink: Sink) -> None:
         caller: Caller | None = None
@@ -141,8 +155,7 @@ class Pipeline:
             presented.verify(body)
             call = await self._permit(request, caller, body)
             await self._limit(call)
-            exchange = asyncio.ensure_future(Exchange(self.kit, call, sink).run())
-            await asyncio.shield(exchange)
+            await asyncio.shield(asyncio.ensure_future(self._answer(call, sink)))
         except Refusal as refusal:
             self._refused(request, caller, call, refusal)
             raise
@@ -156,39 +169,55 @@ class Pipeline:
 
     # ---- permit ------------------------------------------------------------------------------
 
-    async def _permit(self, request: Request, caller: Caller, raw: bytes) -> Call:
+    async def _permit(self, request: Request, caller: Caller, received: bytes) -> Call:
         """Resolve the model, bound the request, price its worst case. Pure but for interning."""
         endpoint = request.endpoint
-        body = self.wires.parse(raw)
+        body = self.wires.parse(received)
         book = self.book()
-        route = book.resolve(endpoint.model or _model_of(body))
+        route = _route(book, endpoint, caller, body)
         model = route.model
-        _allowed(caller, route)
-        dialect = self.wires.dialect(endpoint.operation, model, route.targets[0])
-        bound = dialect.bound(body, raw, model, request.headers)
+        spoken = self.wires.speak(endpoint.operation, route, body, received, request.headers)
+        dialect = spoken.dialect
+        bound = dialect.bound(spoken.body, spoken.raw, model, spoken.headers)
         _arns_allowed(caller, bound)
         stream = bound.stream if endpoint.stream is None else endpoint.stream
         if stream and not model.streaming:
             raise Invalid(f"{model.id} does not support streaming")
-        limit, raw = _output_limit(caller, request, model, dialect, bound, body, raw)
+        limit, raw = _output_limit(caller, model, spoken, bound)
         offer = Offer(
-            call=request.id, operation=endpoint.operation, route=route, book=book, dialect=dialect, bound=bound,
-            body=body, raw=dialect.prepared(body, raw), limit=limit, headers=request.headers,
+            call=request.id, operation=spoken.operation, route=route, book=book, dialect=dialect, bound=bound,
+            body=spoken.body, raw=dialect.prepared(spoken.body, raw), limit=limit, headers=spoken.headers,
             sender=self.wires, labels=self.labels, horizon=self.horizon,
         )  # fmt: skip
         legs, tags = await self._interned(offer)
         tokens = self.estimator.tokens(model.id, bound.input_tokens) + limit * bound.choices
+        terms = terms_of(caller.policy.cache, endpoint.operation, bound, request.headers)
         return Call(
             id=request.id, caller=caller, operation=endpoint.operation, wire=endpoint.wire, dialect=dialect,
-            meter=lambda: dialect.meter(body), broken=self.wires.breaker(endpoint.operation), stream=stream,
+            meter=lambda: dialect.meter(spoken.body), broken=self.wires.breaker(endpoint.operation), stream=stream,
             asked=(bound.tier, bound.latency), legs=legs, clamp=offer.clamp, floor=offer.floor,
             spend=spend_for(caller, model.id, tokens, request.id), estimate=tokens, tags=tags,
             label=self.refusals.label(caller), began=request.began,
             headers=[(b"x-tollhouse-call-id", str(request.id).encode())],
-            learn=self.estimator.lesson(model.id, bound.input_tokens),
+            learn=self._lesson(caller, model.id, bound, body, len(received)),
             price_label=lambda version: self.labels.known(PRICE, version),
             deny=lambda admission, ceiling, floor: _denied(admission, ceiling, floor, caller),
+            terms=terms, fingerprint=_fingerprint(caller, offer, request, body, received) if terms.any else b"",
         )  # fmt: skip
+
+    def _lesson(
+        self, caller: Caller, model: str, bound: Bound, body: dict[str, Any], size: int
+    ) -> Callable[[Usage], None]:
+        """What is learned from the usage of a call, once it is known."""
+        learn, prefixes = self.estimator.lesson(model, bound.input_tokens), self.prefixes
+        if prefixes is None:
+            return learn
+
+        def lesson(usage: Usage) -> None:
+            learn(usage)
+            prefixes.observe(caller.tenant, model, body, size, usage)
+
+        return lesson
 
     async def _interned(self, offer: Offer) -> tuple[tuple[Leg, ...], int]:
         try:
@@ -216,6 +245,28 @@ class Pipeline:
         if not decision.allowed:
             raise _limited(decision)
 
+    # ---- cache, then admit to settle ---------------------------------------------------------
+
+    async def _answer(self, call: Call, sink: Sink) -> None:
+        """In a task of its own: whoever leaves or cancels cannot decide about money."""
+        lead = await self._cache(call, sink)
+        if lead is None:
+            return
+        try:
+            await Exchange(self.kit, call, lead.sink).run()
+        finally:
+            self.sharing.landed(lead)
+
+    async def _cache(self, call: Call, sink: Sink) -> Lead | None:
+        """None when the call was answered for nothing: it counts as a request, its tokens come back."""
+        lead = None
+        try:
+            lead = await self.sharing.enter(call, sink)
+            return lead
+        finally:
+            if lead is None and call.spend is not None:
+                await self.kit.limiter.settle(call.spend, None)
+
     # ---- record ------------------------------------------------------------------------------
 
     def _refused(self, request: Request, caller: Caller | None, call: Call | None, refusal: Refusal) -> None:
@@ -224,6 +275,15 @@ class Pipeline:
             telemetry.AUTHENTICATION_FAILURES.inc()
         model = call.legs[0].target.model if call else None
         self.refusals.count(caller, model, refusal)
+
+
+def _route(book: Book, endpoint: Endpoint, caller: Caller, body: Mapping[str, Any]) -> Route:
+    """Where the request goes. A guardrail is no model: its identifier is among the bound's ARNs."""
+    if endpoint.guardrail is not None:
+        return book.guardrail(*endpoint.guardrail)
+    route = book.resolve(endpoint.model or _model_of(body))
+    _allowed(caller, route)
+    return route
 
 
 def _allowed(caller: Caller, route: Route) -> None:
@@ -248,23 +308,15 @@ def _model_of(body: Mapping[str, Any]) -> str:
     return model
 
 
-def _output_limit(
-    caller: Caller,
-    request: Request,
-    model: Model,
-    dialect: Dialect,
-    bound: Bound,
-    body: dict[str, Any],
-    raw: bytes,
-) -> tuple[int, bytes]:
+def _output_limit(caller: Caller, model: Model, spoken: Spoken, bound: Bound) -> tuple[int, bytes]:
     """The output limit in force and the body that carries it. A request that names none gets the
     plan's default, because the model's own maximum would hold far too much budget.
     """
-    policy = caller.policy
+    policy, raw = caller.policy, spoken.raw
     limit = bound.output_limit
     if limit is None:
         most = [policy.default_output_tokens, model.max_output_tokens]
-        if request.endpoint.operation in _NATIVE:
+        if spoken.operation in _NATIVE:
             most += [
                 n for n in (model.default_output_tokens, model.native_max_output_tokens) if n is not None
             ]
@@ -272,7 +324,7 @@ def _output_limit(
             most.append(policy.max_output_tokens)
         limit = min(most)
         if limit > 0:
-            raw = dialect.with_output_limit(body, raw, limit)
+            raw = spoken.dialect.with_output_limit(spoken.body, raw, limit)
         return limit, raw
     if policy.max_output_tokens is not None and limit > policy.max_output_tokens:
         raise Forbidden(
@@ -280,6 +332,18 @@ def _output_limit(
             reason="output_limit",
         )
     return limit, raw
+
+
+def _fingerprint(
+    caller: Caller, offer: Offer, request: Request, body: dict[str, Any], received: bytes
+) -> bytes:
+    """Of what the client said, in whatever words it was sent on."""
+    route = offer.route
+    return fingerprint(
+        tenant=caller.tenant, policy_version=caller.policy.version, operation=request.endpoint.operation,
+        model=route.model.id, targets=[target.label for target in route.targets], limit=offer.limit,
+        body=body, raw=received, headers=request.headers,
+    )  # fmt: skip
 
 
 def _tags(bound: Bound) -> str:

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from proxy.domain.bucket import Decision, Spend
 from proxy.domain.catalogue import Model, Target
-from proxy.domain.ledger import Admission, Attempt, Settled, Settlement
+from proxy.domain.ledger import Admission, Attempt, Operation, Settled, Settlement
 from proxy.domain.request import Bound
 from proxy.domain.tenant import Caller
 from proxy.domain.usage import Usage
@@ -168,6 +168,16 @@ class Found:
 NOT_FOUND = Found()
 
 
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """What one store did, and what a tenant has afterwards."""
+
+    stored: bool
+    evicted: int
+    entries: int
+    bytes: int
+
+
 class Cache(Protocol):
     """Answers kept for one tenant at a time, and whose turn it is to make a missing one.
 
@@ -185,8 +195,10 @@ class Cache(Protocol):
 
     async def store(
         self, tenant: UUID, key: bytes, owner: bytes, answer: Answer, ttl_seconds: int, budget_bytes: int
-    ) -> None:
-        """Keep the answer within the tenant's budget of bytes, and give the turn back."""
+    ) -> Shelf | None:
+        """Keep the answer within the tenant's budget of bytes, evicting what was used longest ago,
+        and give the turn back. None when nothing is known.
+        """
         ...
 
     def leave(self, tenant: UUID, key: bytes, owner: bytes) -> None:
@@ -316,6 +328,28 @@ class Dialect(Protocol):
 
     def served(self, headers: Mapping[str, str], body: bytes) -> Echo: ...
 
+    def heads(self, headers: Mapping[str, str]) -> Mapping[str, str]:
+        """The headers of an answer as the client's route says them."""
+        ...
+
+    def answer(self, body: bytes) -> bytes:
+        """A whole answer in the words of the client's route."""
+        ...
+
     def meter(self, body: Mapping[str, Any] | None = None) -> StreamMeter:
         """A meter for one streamed answer to `body`."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spoken:
+    """A request in the words of the operation that serves it: as received, or translated where the
+    model does not speak the route's own. `dialect` bounds this body and turns its answer back.
+    """
+
+    operation: Operation
+    dialect: Dialect
+    body: dict[str, Any]
+    raw: bytes
+    #: the headers that bound it and may go along, names in lower case
+    headers: Mapping[str, str]

@@ -7,7 +7,6 @@ in `.run/` and survives SIGKILL of everything.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -16,18 +15,18 @@ import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from proxy import settings as settings_module
+from proxy.adminclient import Access
 from proxy.embedded import Bootstrap, EmbeddedError, Postgres, Role, Valkey
 from proxy.embedded.process import free_port
 from proxy.errors import ConfigurationError
 from proxy.keys import new_master_key
 from proxy.postgres.migrate import upgrade
-from proxy.seed import DemoKey, seed_demo
+from proxy.seed import DemoKey, seed_demo, write_private
 from proxy.settings import Settings
 from proxy.simulator.launch import Simulator
 from proxy.simulator.launch import start as start_simulator
@@ -70,7 +69,6 @@ def run(settings: Settings, base: Path) -> int:
         try:
             settings, simulator = _servers(settings, base, stack)
             upgrade(settings.owner_url, application_role=settings_module.application_role(settings))
-            demo = asyncio.run(seed_demo(settings, base / "demo.json"))
         except (EmbeddedError, ConfigurationError) as error:
             print(f"tollhouse run: {error}", file=sys.stderr)
             return 1
@@ -80,6 +78,12 @@ def run(settings: Settings, base: Path) -> int:
             child.start()
         if not _await_ready(settings, children, stopping):
             return 1 if not stopping.asked else 0
+        access = Access(base_url(settings, admin=True), settings.admin_key, None)
+        try:
+            demo = seed_demo(access, base / "demo.json")
+        except ConfigurationError as error:
+            print(f"tollhouse run: {error}", file=sys.stderr)
+            return 1
         _write_env_files(settings, base, demo, simulator)
         print(_welcome(settings, base, simulator), flush=True)
         while not stopping.asked:
@@ -200,9 +204,11 @@ def _local_host(settings: Settings) -> str:
     return "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 (compared, not bound)
 
 
-def base_url(settings: Settings) -> str:
+def base_url(settings: Settings, *, admin: bool = False) -> str:
+    """Where clients (or, with a port of its own, administrators) reach it from this machine."""
     scheme = "https" if settings.tls_certificate else "http"
-    return f"{scheme}://{_local_host(settings)}:{settings.port}"
+    port = settings.admin_port if admin and settings.admin_port else settings.port
+    return f"{scheme}://{_local_host(settings)}:{port}"
 
 
 def _write_env_files(settings: Settings, base: Path, demo: DemoKey, simulator: Simulator | None) -> None:
@@ -220,7 +226,7 @@ def _write_env_files(settings: Settings, base: Path, demo: DemoKey, simulator: S
         "TOLLHOUSE_URL": url,
         "TOLLHOUSE_API_KEY": demo.bearer_token,
     }
-    admin = {"TOLLHOUSE_URL": url, "TOLLHOUSE_ADMIN_KEY": settings.admin_key}
+    admin = {"TOLLHOUSE_URL": base_url(settings, admin=True), "TOLLHOUSE_ADMIN_KEY": settings.admin_key}
     if settings.metrics_port:
         admin["TOLLHOUSE_METRICS_URL"] = f"http://{_local_host(settings)}:{settings.metrics_port}/metrics"
     if simulator is not None:
@@ -228,16 +234,6 @@ def _write_env_files(settings: Settings, base: Path, demo: DemoKey, simulator: S
     for name, values in (("client.env", client), ("admin.env", admin)):
         lines = [f"export {key}={shlex.quote(value)}\n" for key, value in values.items()]
         write_private(base / name, "".join(lines))
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file of mode 600 as a whole or not at all."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(temporary).replace(path)
 
 
 def _welcome(settings: Settings, base: Path, simulator: Simulator | None) -> str:

@@ -65,6 +65,16 @@ class Settings:
     limiter_fallback: Literal["local", "deny", "allow"] = _setting(
         "local", "what rate limits do while Redis is away"
     )
+    cache_encryption: bool = _setting(
+        True, "seal cached answers in Redis under a key derived for their tenant"
+    )
+    cache_interventions: bool = _setting(False, "also cache answers that a guardrail stepped into")
+    cache_wait_ms: int = _setting(
+        10_000, "longest wait for another worker's answer to the same request before asking Bedrock too"
+    )
+    prefix_advice: bool = _setting(
+        True, "measure, by keyed hashes, how prompts repeat from the start, for advice on prompt caching"
+    )
     replicas: int = _setting(1, "proxy replicas that share the limits while Redis is away")
     bank_lanes: int = _setting(2, "Postgres connections per worker that admit and settle")
     admit_timeout_ms: int = _setting(2000, "longest wait for the bank before a call is refused")

@@ -1,241 +1,317 @@
 """Paying once: a call is answered from what is kept, from a like call under way, or leads.
 
-    kept in Redis ───────────────────────────> replay, ledgered as a HIT
-    under way in this worker ────────────────> follow: read along, ledgered as a HIT at the end
-    under way in another worker ─────────────> wait, bounded, for what it keeps
-    nowhere ─────────────────────────────────> lead: the call's own exchange, which others may follow
+    kept in Redis ───────────────────> replay, ledgered as a HIT
+    under way in this worker ────────> read along, ledgered as a HIT at the end
+    under way in another worker ─────> wait, bounded, for what it keeps
+    nowhere ─────────────────────────> lead: the call's own exchange, which others may follow
 
 Calls are alike when they have the same fingerprint; that names the tenant, so nothing is ever shared
 between two. The tries of one call (`amz-sdk-invocation-id`, `Idempotency-Key`) are alike to each other
 even where nothing may be shared. A leader whose answer fails before it began hands over: one of those
-who wait leads next, the rest wait on; after a few leaders everybody asks for himself.
+who wait leads next and the rest wait on; after a few leaders everybody asks for himself.
 
-Nothing here holds money. A HIT asks the bank, which refuses who may not spend; the leader's exchange
-is an exchange like any other.
+Nothing here holds money. A HIT asks the bank (`proxy.hits`); the leader's exchange is an exchange like
+any other.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum
-from uuid import uuid4
+from functools import partial
 
 from proxy import telemetry
-from proxy.answer import CUT, answer_headers, usd
-from proxy.call import Call, Ending, Kit, Leg
-from proxy.clock import uuid7
+from proxy.call import Call, Ending, Leg
 from proxy.domain.caching import TOKEN_MAX
 from proxy.domain.fingerprint import promise_key, retry_key
-from proxy.domain.ledger import Attempt, Settlement, State, Verdict, Why
-from proxy.domain.usage import NOTHING, Usage
-from proxy.errors import BankAway, Invalid, Unavailable
+from proxy.domain.ledger import Settlement, State
+from proxy.errors import Invalid
 from proxy.flight import End, Flight, Tee, shareable
+from proxy.hits import Followed, Hits, welcome
 from proxy.ports import Answer, Cache, Sink
-
-log = logging.getLogger("tollhouse.sharing")
 
 #: what one flight keeps for those who come later, and all of a worker together, bytes
 FLIGHT_BYTES = 8 << 20
 FLIGHTS_BYTES = 256 << 20
+#: how long the next try of a client that left finds the answer, seconds
+RETRY_SECONDS = 60
+#: how long an `Idempotency-Key` finds its answer, seconds
+PROMISED_SECONDS = 3600
 #: after so many failed leaders nobody waits for another
 _LEADERS_MAX = 3
-#: how long the answer to a client that left is there for its next try, seconds
-RETRY_SECONDS = 60
-#: how long the answer to an `Idempotency-Key` is there, seconds
-_PROMISED_SECONDS = 3600
+#: whether the client of a whole answer is still there is not known; one that took less than this is
+#: not asked for again, seconds
+_PROMPT_SECONDS = 1.0
 _RENEW_SECONDS = 5.0
 _FIRST_POLL_S, _LONGEST_POLL_S = 0.02, 0.25
-_REPLAY_CHUNK_BYTES = 64 << 10
-#: how long a HIT that was delivered while the bank was away is offered to it again, seconds; ids get
-#: too old for the bank after that
-_LEDGER_SECONDS = 240.0
-
-
-class Followed(Enum):
-    """How following went."""
-
-    DONE = 0
-    FAILED = 1  #: the leader failed before this call was answered
-    TIRED = 2  #: this call has waited long enough
-
-
-@dataclass(slots=True, eq=False)
-class _Reading:
-    """A call that reads another's answer; it counts as running, so its leases are renewed."""
-
-    call: Call
 
 
 @dataclass(slots=True, eq=False)
 class Lead:
-    """A call that must make its own answer. `sink` is where its exchange writes to."""
+    """A call that makes its own answer. `sink` is where its exchange writes to.
+
+    `key` is what others find it under, b"" for nobody. `flight` None: nothing of it is kept.
+    """
 
     call: Call
     sink: Sink
-    flight: Flight | None = None
     key: bytes = b""
-    _tee: Tee | None = field(default=None)
+    flight: Flight | None = None
+    legs: tuple[Leg, ...] = ()
+    #: other workers may wait for it
+    turn: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
 class Sharing:
-    """One per worker. `enter` raises `Refusal` only before any answer began."""
+    """One per worker. `run` keeps the turns that are in use."""
 
-    kit: Kit
+    hits: Hits
     cache: Cache
-    #: True when a revocation may not have been heard of; then nothing is given away
-    stale: Callable[[], bool]
-    #: True when a guardrail stepped in; `body` is a whole answer or a stream
+    #: True when a guardrail stepped into an answer, given its bytes
     intervened: Callable[[bytes], bool]
     keep_interventions: bool = False
     #: longest wait for another worker's answer, seconds
     patience: float = 10.0
-    flights: dict[bytes, Flight] = field(default_factory=dict)
-    kept_bytes: int = 0
-    _leads: dict[Flight, Lead] = field(default_factory=dict)
+    leads: dict[bytes, Lead] = field(default_factory=dict)
+    #: leads whose answer waits for the next try of a client that left, oldest first
+    _lingering: dict[bytes, Lead] = field(default_factory=dict)
+    _bytes: int = 0
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
-    # ---- cache -------------------------------------------------------------------------------
-
     async def enter(self, call: Call, sink: Sink) -> Lead | None:
-        """None when the call was answered; else it leads."""
-        try:
-            lead = await self._enter(call, sink)
-        except BaseException:
-            await self._give_back(call)
-            raise
-        if lead is None:
-            await self._give_back(call)
-        return lead
-
-    async def _enter(self, call: Call, sink: Sink) -> Lead | None:
+        """None when the call was answered; else it leads, and `landed` must be told when its exchange
+        is over. Raises `Refusal` before anything is said.
+        """
         await self._check_promise(call)
         key = self._key(call)
         for _ in range(_LEADERS_MAX if key else 0):
-            flight = self.flights.get(key)
-            if flight is None:
-                lead = self._take_off(call, sink, key)
-                if lead is None:
-                    break
-                return await self._ask(lead)
-            followed = await self._follow(flight, call, sink)
+            running = self.leads.get(key)
+            if running is None or running.flight is None or not running.flight.joinable:
+                return await self._first(call, sink, key)
+            followed = await self.hits.follow(running.flight, call, sink)
             if followed is Followed.DONE:
                 return None
             if followed is Followed.TIRED:
                 break
-        self._count(call, "miss" if call.terms.look else "bypass")
-        return Lead(call, sink)
+        return self._alone(call, sink, keep=not key)
 
     def _key(self, call: Call) -> bytes:
-        """What others may find this call under, b"" for nothing."""
         terms = call.terms
         if terms.look:
             return call.fingerprint
         return retry_key(call.fingerprint, call.caller.key, terms.token) if terms.token else b""
 
     async def _check_promise(self, call: Call) -> None:
-        """An `Idempotency-Key` means one request for a day. Raises `Invalid`."""
-        terms = call.terms
-        if not terms.promised:
+        """An `Idempotency-Key` means one request of one key for a day. Raises `Invalid`."""
+        token, caller = call.terms.token, call.caller
+        if not call.terms.promised:
             return
-        if len(terms.token) > TOKEN_MAX:
-            raise Invalid(
-                f"an Idempotency-Key has at most {TOKEN_MAX} characters", reason="idempotency_key_too_long"
-            )
-        caller = call.caller
-        key = promise_key(caller.tenant, caller.key, terms.token)
+        if len(token) > TOKEN_MAX:
+            text = f"an Idempotency-Key has at most {TOKEN_MAX} characters"
+            raise Invalid(text, reason="idempotency_key_too_long")
+        key = promise_key(caller.tenant, caller.key, token)
         if not await self.cache.promise(caller.tenant, key, call.fingerprint):
-            raise Invalid(
-                "this Idempotency-Key was used for another request", reason="idempotency_key_reused"
-            )
+            text = "this Idempotency-Key was used for another request"
+            raise Invalid(text, reason="idempotency_key_reused")
 
-    # ---- replay ------------------------------------------------------------------------------
+    # ---- lead --------------------------------------------------------------------------------
 
-    async def _ask(self, lead: Lead) -> Lead | None:
-        """Look into the cache for the first of its kind in this worker; those who come meanwhile
-        follow it, whatever it finds.
+    async def _first(self, call: Call, sink: Sink, key: bytes) -> Lead | None:
+        """The first of its kind in this worker asks the cache; those who come meanwhile follow it,
+        whatever it finds.
         """
-        call, flight = lead.call, lead.flight
-        assert flight is not None  # noqa: S101 (a lead that took off has one)
+        lead = self._take_off(call, sink, key)
         try:
-            answer = await self._kept(lead, flight)
+            answer = await self._kept(lead)
             if answer is None:
-                self._count(call, "miss" if call.terms.look else "bypass")
+                self._count(call)
                 return lead
-            flight.end(End(complete=True, usage=answer.usage, cost=answer.cost, answer=answer))
-            self._land(lead)
-            await self._replay(call, lead.sink, answer, "hit")
+            if lead.flight is not None:
+                end = End(complete=True, usage=answer.usage, cost=answer.cost, answer=answer, kept=True)
+                lead.flight.end(end)
+                self._remove(lead)
+            await self.hits.replay(call, sink, answer, "hit")
         except BaseException:
             self._fail(lead)
             raise
         return None
 
-    async def _kept(self, lead: Lead, flight: Flight) -> Answer | None:
+    def _alone(self, call: Call, sink: Sink, *, keep: bool) -> Lead:
+        self._count(call)
+        return self._take_off(call, sink, b"") if keep and call.terms.keep else Lead(call, sink)
+
+    def _count(self, call: Call) -> None:
+        self.hits.count(call, "miss" if call.terms.look else "bypass")
+
+    def _take_off(self, call: Call, sink: Sink, key: bytes) -> Lead:
+        """A lead whose answer is kept as it is said, while there is room for it."""
+        while self._bytes > FLIGHTS_BYTES and self._lingering:
+            self._remove(next(iter(self._lingering.values())))
+        if self._bytes > FLIGHTS_BYTES:
+            return Lead(call, sink, key)
+        flight = Flight(owner=call.id.bytes, bound=FLIGHT_BYTES, weigh=self._weigh)
+        lead = Lead(call, sink, key, flight, call.legs)
+        lead.sink = Tee(flight, sink, partial(self._begins, lead))
+        call.concluded = partial(self._concluded, lead)
+        call.kept = True
+        if key:
+            self.leads[key] = lead
+        return lead
+
+    async def _kept(self, lead: Lead) -> Answer | None:
         """What is kept, also by another worker while we wait for it."""
         call = lead.call
-        tenant, terms = call.caller.tenant, call.terms
-        if not (terms.look or terms.again):
-            self.cache.announce(tenant, lead.key, flight.owner)
+        tenant, owner = call.caller.tenant, call.id.bytes
+        if not (call.terms.look or call.terms.again):
+            lead.turn = lead.flight is not None
+            if lead.turn:
+                self.cache.announce(tenant, lead.key, owner)
             return None
-        deadline = time.monotonic() + self.patience
-        pause = _FIRST_POLL_S
+        deadline, pause = time.monotonic() + self.patience, _FIRST_POLL_S
         while True:
-            found = await self.cache.find(tenant, lead.key, flight.owner)
+            found = await self.cache.find(tenant, lead.key, owner)
             if found.answer is not None:
-                return found.answer if self._fresh(call, found.answer) else None
-            if not found.busy or time.monotonic() > deadline:
+                return found.answer if welcome(call, found.answer) else None
+            if not found.busy:
+                lead.turn = True
+                return None
+            if time.monotonic() > deadline:
                 return None
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, _LONGEST_POLL_S)
 
+    def _begins(self, lead: Lead) -> bool:
+        """An answer that a short budget made shorter is nobody else's."""
+        if lead.call.legs is lead.legs:
+            return True
+        self._fail(lead)
+        return False
+
+    # ---- keep --------------------------------------------------------------------------------
+
+    def _concluded(self, lead: Lead, ending: Ending, leg: Leg) -> None:
+        """The call is settled; its client waits for the end."""
+        flight, end = lead.flight, self._end(lead, ending)
+        if end is None or flight is None:
+            self._fail(lead)
+            return
+        flight.end(end)
+        stores = self._stores(lead, end.answer, leg)
+        if end.answer is not None and self._waits_for_retry(lead):
+            if not end.answer.stream:
+                flight.hold(len(end.answer.body))
+            self._lingering[lead.key] = lead
+            asyncio.get_running_loop().call_later(RETRY_SECONDS, self._remove, lead)
+        if end.answer is not None and stores:
+            task = asyncio.create_task(self._store(lead, end.answer, stores))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        elif lead.key not in self._lingering:
+            self._remove(lead)
+
+    def _end(self, lead: Lead, ending: Ending) -> End | None:
+        """How others get to see it; None when it is no answer for others."""
+        flight, s = lead.flight, ending.settlement
+        if flight is None or ending.refusal is not None or lead.call.legs is not lead.legs:
+            return None
+        complete, tail = s.state is State.POST, ending.tail or b""
+        if ending.whole is not None:
+            status, headers, body = ending.whole
+            if not complete:
+                return None
+            answer = self._answer(lead.call, status, shareable(headers), body, s)
+            return End(complete=True, usage=s.usage, cost=s.cost, answer=answer)
+        if complete and flight.began is not None and flight.whole:
+            answer = self._answer(lead.call, *flight.began, flight.said() + tail, s)
+            return End(complete=True, usage=s.usage, cost=s.cost, tail=tail, answer=answer)
+        return End(complete=complete, usage=s.usage, cost=s.cost, tail=tail)
+
     @staticmethod
-    def _fresh(call: Call, answer: Answer) -> bool:
-        most = call.terms.max_age
-        return answer.stream == call.stream and (most is None or _age(answer) <= most)
+    def _answer(
+        call: Call, status: int, headers: tuple[tuple[str, str], ...], body: bytes, s: Settlement
+    ) -> Answer:
+        return Answer(
+            status=status, headers=headers, body=body, stream=call.stream, usage=s.usage, cost=s.cost,
+            model=call.legs[0].target.model, made_at=time.time(),
+        )  # fmt: skip
 
-    async def _replay(self, call: Call, sink: Sink, answer: Answer, how: str) -> None:
-        """Ledger, then answer: who has seen it finds its row."""
-        self._check_directory()
-        await self._ledger(call, answer.usage, answer.cost)
-        self._count(call, how, answer.usage, answer.cost)
-        own = [*call.headers, (b"age", b"%d" % _age(answer)), (b"x-tollhouse-cost", usd(0))]
-        if not answer.stream:
-            own.append((b"content-length", b"%d" % len(answer.body)))
-        await sink.start(answer.status, answer_headers(own, answer.headers, str(uuid4())))
-        body, last = answer.body, 0
-        if answer.stream:
-            while len(body) - last > _REPLAY_CHUNK_BYTES and not sink.gone:
-                await sink.send(body[last : last + _REPLAY_CHUNK_BYTES])
-                last += _REPLAY_CHUNK_BYTES
-        await sink.finish(body[last:])
+    def _stores(self, lead: Lead, answer: Answer | None, leg: Leg) -> list[tuple[bytes, int]]:
+        """Keys under which the answer is kept in Redis, with their seconds."""
+        call, terms, policy = lead.call, lead.call.terms, lead.call.caller.policy.cache
+        if answer is None or len(answer.body) > policy.max_entry_bytes:
+            return []
+        stores = []
+        if (
+            terms.keep
+            and leg.target.model == answer.model
+            and (self.keep_interventions or not self.intervened(answer.body))
+        ):
+            stores.append((call.fingerprint, policy.ttl_seconds))
+        if self._waits_for_retry(lead) and not terms.private:
+            stores.append((lead.key, PROMISED_SECONDS if terms.promised else RETRY_SECONDS))
+        return stores
 
-    # ---- follow ------------------------------------------------------------------------------
+    @staticmethod
+    def _waits_for_retry(lead: Lead) -> bool:
+        """Whether the client may come back for an answer that it did not get, under the key of its
+        tries. One that left a stream is known; one that left a whole answer is not.
+        """
+        call, terms = lead.call, lead.call.terms
+        if terms.look or not terms.token:
+            return False
+        late = not call.stream and time.monotonic() - call.began > _PROMPT_SECONDS
+        return terms.promised or late or (isinstance(lead.sink, Tee) and lead.sink.left)
 
-    async def _follow(self, flight: Flight, call: Call, sink: Sink) -> Followed:
-        reading, reader = _Reading(call), flight.join()
-        self.kit.running.add(reading)
-        bounds = self.kit.bounds
-        try:
-            async with asyncio.timeout(bounds.first_byte):
-                while flight.began is None and not flight.over:
-                    await flight.changed()
-            if flight.ended is not None and flight.ended.answer is not None:
-                answer = flight.ended.answer
-                if not self._fresh(call, answer):
-                    return Followed.TIRED
-                await self._replay(call, sink, answer, "joined" if flight.began or not answer.stream else "hit")
-                return Followed.DONE
-            if flight.began is None or flight.failed:
-                return Followed.FAILED
-            ...
-        except TimeoutError:
-            return Followed.TIRED
-        finally:
-            flight.leave(reader)
-            self.kit.running.discard(reading)
-        return Followed.DONE
+    async def _store(self, lead: Lead, answer: Answer, stores: list[tuple[bytes, int]]) -> None:
+        """Until it is stored, the answer is given from here."""
+        call = lead.call
+        budget = call.caller.policy.cache.max_tenant_bytes
+        for key, seconds in stores:
+            owner = call.id.bytes if key == lead.key else b""
+            shelf = await self.cache.store(call.caller.tenant, key, owner, answer, seconds, budget)
+            if shelf is not None:
+                lead.turn = lead.turn and not owner
+                telemetry.shelved(call.label, shelf.evicted, shelf.entries, shelf.bytes)
+        if lead.key not in self._lingering:
+            self._remove(lead)
+
+    # ---- land --------------------------------------------------------------------------------
+
+    def landed(self, lead: Lead) -> None:
+        """The exchange of this lead is over, whatever became of it."""
+        if lead.flight is None or not lead.flight.over:
+            self._fail(lead)
+        if isinstance(lead.sink, Tee):
+            lead.sink.stop()
+
+    def _fail(self, lead: Lead) -> None:
+        """Nothing came of it. Its place is free before those who wait look again."""
+        self._remove(lead)
+        if lead.flight is not None:
+            lead.flight.fail()
+
+    def _remove(self, lead: Lead) -> None:
+        if self.leads.get(lead.key) is lead:
+            del self.leads[lead.key]
+        if self._lingering.get(lead.key) is lead:
+            del self._lingering[lead.key]
+        if lead.flight is not None:
+            lead.flight.close()
+        if lead.turn:
+            lead.turn = False
+            self.cache.leave(lead.call.caller.tenant, lead.key, lead.call.id.bytes)
+
+    def _weigh(self, change: int) -> None:
+        self._bytes += change
+
+    async def run(self) -> None:
+        """Keep the turns of calls that take long; others find them free when this worker is killed."""
+        while True:
+            await asyncio.sleep(_RENEW_SECONDS)
+            telemetry.SHARED_BYTES.set(self._bytes)
+            for lead in list(self.leads.values()):
+                if lead.turn and lead.flight is not None and not lead.flight.over:
+                    self.cache.renew(lead.call.caller.tenant, lead.key, lead.call.id.bytes)

@@ -16,6 +16,7 @@ from typing import Any
 from prometheus_client import Counter, Gauge, Histogram
 
 from proxy.domain.ledger import Settled, Settlement, State
+from proxy.domain.usage import Usage
 
 _FAST = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.0, 4.0)
 _SLOW = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 60.0, 120.0, 300.0, 900.0, 3600.0)
@@ -107,6 +108,35 @@ PARTITION_DAYS = Gauge(
     "Days of ledger partitions that exist ahead of now",
     multiprocess_mode="livemostrecent",
 )
+CACHE_CALLS = Counter(
+    "tollhouse_cache_calls_total",
+    "Calls by what the cache said: hit, joined (a like call was under way), miss, bypass",
+    ["tenant", "result"],
+)
+CACHE_SAVED = Counter(
+    "tollhouse_cache_saved_nanodollars_total",
+    "Cost of the originals of answers given for nothing, in 1e-9 USD",
+    ["tenant", "model"],
+)
+CACHE_SAVED_TOKENS = Counter(
+    "tollhouse_cache_saved_tokens_total",
+    "Tokens of the originals of answers given for nothing",
+    ["tenant", "model", "kind"],
+)
+CACHE_EVICTIONS = Counter("tollhouse_cache_evictions_total", "Answers evicted for lack of room", ["tenant"])
+CACHE_FAILURES = Counter("tollhouse_cache_failures_total", "Look-ups and stores that Redis did not answer")
+CACHE_ENTRIES = Gauge(
+    "tollhouse_cache_entries",
+    "Answers kept, those that ended lately included",
+    ["tenant"],
+    multiprocess_mode="livemostrecent",
+)
+CACHE_BYTES = Gauge(
+    "tollhouse_cache_bytes", "Bytes of the answers kept", ["tenant"], multiprocess_mode="livemostrecent"
+)
+SHARED_BYTES = Gauge(
+    "tollhouse_shared_bytes", "Bytes of answers under way that others may join", multiprocess_mode="livesum"
+)
 SWEPT = Counter("tollhouse_swept_total", "Attempts resolved by the sweeper")
 RECOVERED = Counter("tollhouse_recovered_total", "Attempts resolved from a flight recorder", ["outcome"])
 
@@ -139,6 +169,32 @@ def finished(tenant: str, model: str, operation: str, settlement: Settlement) ->
         TOKENS.labels(tenant, model, "cache_read").inc(usage.cache_read_tokens)
     if usage.cache_write_tokens:
         TOKENS.labels(tenant, model, "cache_write").inc(usage.cache_write_tokens)
+
+
+def shared(tenant: str, model: str, result: str, usage: Usage, saved: int) -> None:
+    """Count what the cache said to one call, and what an answer given for nothing would have cost."""
+    CACHE_CALLS.labels(tenant, result).inc()
+    if result not in {"hit", "joined"}:
+        return
+    CACHE_SAVED.labels(tenant, model).inc(saved)
+    CACHE_SAVED_TOKENS.labels(tenant, model, "input").inc(
+        usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens
+    )
+    CACHE_SAVED_TOKENS.labels(tenant, model, "output").inc(usage.output_tokens)
+
+
+def hit(tenant: str, model: str, operation: str) -> None:
+    """Count one call that is in the ledger as a HIT."""
+    CALLS.labels(tenant, model, operation, State.HIT.name).inc()
+
+
+def shelved(tenant: str, evicted: int, entries: int, size: int) -> None:
+    """What a tenant's cache holds after a store; tenants that share a label have no figure."""
+    if tenant != "other":
+        CACHE_ENTRIES.labels(tenant).set(entries)
+        CACHE_BYTES.labels(tenant).set(size)
+    if evicted:
+        CACHE_EVICTIONS.labels(tenant).inc(evicted)
 
 
 class JsonFormatter(logging.Formatter):

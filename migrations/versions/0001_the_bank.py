@@ -156,7 +156,6 @@ CREATE TABLE budgets (
 );
 CREATE UNIQUE INDEX budgets_one_live ON budgets (scope, subject, period, coalesce(models, '{}'::integer[]))
   WHERE deleted_at IS NULL;
-CREATE INDEX budgets_live ON budgets (subject) WHERE deleted_at IS NULL;
 CREATE INDEX budgets_tenant ON budgets (tenant);
 CREATE INDEX budgets_changed ON budgets (changed);
 
@@ -231,7 +230,9 @@ CREATE TABLE attempts (
   upstream_request_id text CHECK (length(upstream_request_id) <= 200),
   PRIMARY KEY (attempt)
 ) PARTITION BY RANGE (attempt);
-CREATE INDEX attempts_tenant ON attempts (tenant, attempt);
+-- For lists by tenant, in the order of attempts. An expression, so that no look-up by attempt can be
+-- planned over it: on a partition that was empty then both indexes would cost the same.
+CREATE INDEX attempts_tenant ON attempts (tenant, uuid_send(attempt));
 
 CREATE TABLE entries (
   attempt uuid NOT NULL,
@@ -289,7 +290,7 @@ _FUNCTIONS = (
     "grant_application, check_invariants, budget_standing, bank_amend, bank_states, bank_ceiling, bank_sweep, "
     "bank_record_hits, bank_settle_and_admit, partition_days_ahead, ensure_partitions, roll_periods, open_accounts, "
     "period_bounds, audit_first_bad, audit_append, audit_hash, refuse_change, adjustment_apply, budget_accounts, "
-    "budget_guard, directory_stamp, may_spend, limit_at, uuid7_time, uuid7_floor"
+    "budget_guard, directory_stamp, may_spend, limit_at, limit_topped_up, uuid7_time, uuid7_floor"
 )
 
 
@@ -297,7 +298,17 @@ def upgrade() -> None:
     run_script(_DIRECTORY)
     run_script(_BANK)
     run_files(
-        "base", "immutable", "partitions", "periods", "directory", "bank", "hits", "sweep", "amend", "invariants", "roles"
+        "base",
+        "immutable",
+        "partitions",
+        "periods",
+        "directory",
+        "bank",
+        "hits",
+        "sweep",
+        "amend",
+        "invariants",
+        "roles",
     )
     run_script(_IMMUTABLE)
 

@@ -277,21 +277,10 @@ def _late_post(book: Book, row: Row, settlement: Settlement, now_us: int) -> Set
             Entry(len(row.entries), EntryKind.REFUND, refund, upstream, settlement.why, "usage")
         )
     if overrun:
-        row.entries.append(
-            Entry(
-                len(row.entries),
-                EntryKind.OVERRUN,
-                overrun,
-                0 if refund else upstream,
-                settlement.why,
-                "usage",
-            )
-        )
-    row.cost, row.upstream_cost, row.usage = (
-        charged + refund + overrun,
-        settlement.upstream_cost,
-        settlement.usage,
-    )
+        rest = 0 if refund else upstream
+        row.entries.append(Entry(len(row.entries), EntryKind.OVERRUN, overrun, rest, settlement.why, "usage"))
+    row.cost, row.upstream_cost = charged + refund + overrun, settlement.upstream_cost
+    row.usage = settlement.usage
     budgets = _move(book, row, now_us, settled=refund, overrun=overrun)
     return Settled(outcome=Outcome.REFUNDED, state=row.state, overrun=overrun, budgets=budgets)
 

@@ -53,6 +53,11 @@ class Operation(IntEnum):
     def label(self) -> str:
         return _LABELS[self]
 
+    @property
+    def probe(self) -> bool:
+        """It only asks: no model runs."""
+        return self in _PROBES
+
 
 _LABELS = {
     Operation.INVOKE_MODEL: "InvokeModel",
@@ -66,6 +71,9 @@ _LABELS = {
     Operation.MESSAGES: "Messages",
     Operation.MESSAGES_COUNT_TOKENS: "MessagesCountTokens",
 }
+
+
+_PROBES = frozenset({Operation.COUNT_TOKENS, Operation.APPLY_GUARDRAIL, Operation.MESSAGES_COUNT_TOKENS})
 
 
 class Why(IntEnum):

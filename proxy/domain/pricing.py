@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from proxy.domain.catalogue import Model, Target
+from proxy.domain.guardrails import GUARDRAIL, NO_TOKENS, GuardrailRates, text_units
 from proxy.domain.rates import (
     KINDS,
     MILLION,
@@ -32,10 +33,6 @@ from proxy.domain.request import Bound
 from proxy.domain.usage import Usage
 from proxy.errors import UnboundedCost, UnknownModel
 
-#: longest token of the published vocabularies, in characters: bounds what a guardrail reads of an answer
-CHARS_PER_TOKEN = 128
-#: characters of one guardrail text unit (AWS: "up to 1,000 characters")
-CHARS_PER_UNIT = 1_000
 #: most images Bedrock takes in one request (Converse)
 IMAGES_PER_REQUEST = 20
 #: context of the 1M beta that models with a long-context price at their own context size offer
@@ -86,18 +83,13 @@ class _Plan:
 
     __slots__ = (
         *("version", "price", "standard", "tiers", "optimized", "long", "images"),
-        *("reserve", "guardrail_text", "guardrail_image"),
+        *("reserve", "guardrails"),
     )
 
     def __init__(self, version: PriceVersion, price: Price, optimized: Price | None) -> None:
         self.version = version.id
-        text_units = [rate for name, rate in version.guardrails.items() if "Image" not in name]
-        units = Rates(guardrail_unit=max(text_units, default=None))
-        #: every policy may bill every unit
-        self.guardrail_text = max(text_units, default=0) * sum(1 for rate in text_units if rate)
-        self.guardrail_image = max(
-            (r for name, r in version.guardrails.items() if "Image" in name), default=0
-        )
+        self.guardrails = GuardrailRates(version.guardrails)
+        units = Rates(guardrail_unit=self.guardrails.unit)
         self.price = price
         base = price.rates.over(units)
         self.standard = _row(base)
@@ -227,12 +219,19 @@ class Priced:
     def _guardrail_part(self, bound: Bound, output_tokens: int, worst: _Worst) -> int:
         if not worst.guardrail_text:
             raise UnboundedCost("the price book has no price for guardrails")
-        chars = bound.input_tokens + output_tokens * bound.choices * CHARS_PER_TOKEN
-        images = bound.images
+        units = text_units(bound, output_tokens * bound.choices)
+        return units * worst.guardrail_text + self._guarded_images(bound) * worst.guardrail_image
+
+    def _guarded_images(self, bound: Bound) -> int:
         if "image" in self._model.modality and bound.input_tokens >= self._context:
-            images = max(images, IMAGES_PER_REQUEST)
-        units = chars // CHARS_PER_UNIT + 1 + bound.choices
-        return units * worst.guardrail_text + images * worst.guardrail_image
+            return max(bound.images, IMAGES_PER_REQUEST)
+        return bound.images
+
+    def guarded(self, bound: Bound, usage: Usage, at: float) -> Usage:
+        """Usage of an answer that does not say what its guardrail took: the most it can have been,
+        which is part of the ceiling.
+        """
+        return self._plan(at).guardrails.assumed(usage, bound, self._guarded_images(bound))
 
     def _find_worst(self, key: tuple[int, int, str, str, str | None, int]) -> _Worst:
         first, last, tier, latency, ttl, crossed = key
@@ -242,7 +241,7 @@ class Priced:
             self._check(plan, ttl)
             passed = sum(1 for over, _ in plan.long if over in self._crossings[:crossed])
             rows += plan.candidates(tier, latency, passed, self.where)
-            text, image = max(text, plan.guardrail_text), max(image, plan.guardrail_image)
+            text, image = max(text, plan.guardrails.text), max(image, plan.guardrails.image)
         row = _dearest(rows)
         tokens = max(row.input, row.cache_read)
         unasked = self._model.family != "anthropic"  # other families may write their cache by themselves
@@ -293,7 +292,7 @@ class Priced:
         if images:
             total += images * (plan.images.get(image_variant, row.image) if image_variant else row.image)
         if units:
-            total += units * row.guardrail_unit
+            total += plan.guardrails.charge(usage)
         return -(-total // MILLION), plan.version
 
     def explain(self, usage: Usage, tier_served: str, latency_served: str, at_sent: float) -> list[str]:
@@ -376,6 +375,7 @@ class PriceBook:
         plans = []
         for i, version in enumerate(self.versions):
             price = self._find(i, model.id, target.prefix, target.region)
+            price = NO_TOKENS if model.id == GUARDRAIL else price
             if price is not None:
                 fast = self._find_optimized(i, model.id, target.prefix, target.region)
                 merged = PriceVersion(

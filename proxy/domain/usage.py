@@ -6,7 +6,7 @@ cache (the convention of Converse and of the token-count headers).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +20,10 @@ class Usage:
     cache_write_1h_tokens: int = 0
     #: generated images, priced apiece
     images: int = 0
-    #: guardrail text units
+    #: guardrail text units, summed over the guardrail's policies
     guardrail_units: int = 0
+    #: the same by policy (`GuardrailUsage` member), where they are told; not kept in the ledger
+    guardrail: tuple[tuple[str, int], ...] = field(default=(), compare=False)
     exact: bool = True
 
     @property

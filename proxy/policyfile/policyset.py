@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from proxy.domain.catalogue import Model, Route, Target, TargetKind
+from proxy.domain.guardrails import guardrail_route
 from proxy.domain.policy import Limit, Policy
 from proxy.domain.pricing import PriceBook, Priced
 from proxy.domain.rates import CapacityPrice
@@ -114,6 +115,14 @@ class PolicySet:
             if len(self._resolved) >= _REMEMBERED:
                 self._resolved.clear()
             self._resolved[name] = route
+        return route
+
+    def guardrail(self, identifier: str, version: str) -> Route:
+        """Where ApplyGuardrail goes. Raises `UnknownModel` for a Region that may not be called."""
+        route = guardrail_route(identifier, version, self.default_region)
+        region = route.targets[0].region
+        if self.routes.regions and region not in self.routes.regions:
+            raise UnknownModel(f"the Region {region} of this ARN is not among those that may be called")
         return route
 
     def _resolve(self, name: str) -> Route:

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from proxy.postgres.control import MissingError
+from proxy.domain.control import AdminRecord, MissingError
 from proxy.postgres.tables import Admin, Tenant
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdminRecord:
-    id: UUID
-    name: str
-    role: str
-    tenant: UUID | None
-    tenant_slug: str | None
-    created_at: dt.datetime
-    revoked_at: dt.datetime | None
 
 
 def _admins() -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -17,65 +16,11 @@ from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from proxy.domain.control import AdjustmentRecord, BudgetRecord, MissingError, NewBudget, ScopeRef
 from proxy.ports import MODEL
 from proxy.postgres import scopes
-from proxy.postgres.control import MissingError, check_version, conflict_or
+from proxy.postgres.control import check_version, conflict_or
 from proxy.postgres.tables import Adjustment, Budget
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BudgetRecord:
-    """A budget and its current account. Without one (never for long) the money fields are 0."""
-
-    id: UUID
-    scope: str
-    subject: UUID
-    tenant: UUID
-    period: str
-    time_zone: str
-    limit_nano: int
-    models: list[str] | None
-    on_short: str
-    thresholds: list[str]
-    floor_output_tokens: int
-    origin: str | None
-    version: int
-    created_at: dt.datetime
-    starts_at: dt.datetime | None
-    ends_at: dt.datetime | None
-    effective_nano: int
-    settled: int
-    reserved: int
-    overrun: int
-
-    @property
-    def remaining(self) -> int:
-        """Nano-dollars that calls may still take; never negative."""
-        return max(0, self.effective_nano - self.settled - self.reserved - self.overrun)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdjustmentRecord:
-    id: UUID
-    budget: UUID
-    amount: int
-    until: dt.datetime | None
-    reason: str
-    actor: str
-    created_at: dt.datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewBudget:
-    """`models` are base model ids, None for all."""
-
-    period: str
-    limit_nano: int
-    models: Sequence[str] | None
-    on_short: str
-    thresholds: Sequence[str]
-    origin: str | None = None
-
 
 _SELECT = f"""
     SELECT x.id, {scopes.NAME} AS scope, x.subject, x.tenant, x.period, x.time_zone, x.limit_nano,
@@ -93,9 +38,7 @@ _SELECT = f"""
      WHERE x.deleted_at IS NULL AND t.status <> 'deleted'"""  # noqa: S608 (constants only)
 
 
-async def insert_budget(
-    db: AsyncConnection, ident: UUID, scope: scopes.ScopeRef, new: NewBudget
-) -> BudgetRecord:
+async def insert_budget(db: AsyncConnection, ident: UUID, scope: ScopeRef, new: NewBudget) -> BudgetRecord:
     """Its accounts are opened in the same transaction, in the tenant's time zone.
 
     Raises `ConflictError` when a live budget has the same scope, period and models.
@@ -210,9 +153,7 @@ async def list_adjustments(
     return [AdjustmentRecord(**row) for row in (await db.execute(statement)).mappings()]
 
 
-async def materialise(
-    db: AsyncConnection, ident: UUID, scope: scopes.ScopeRef, new: NewBudget
-) -> UUID | None:
+async def materialise(db: AsyncConnection, ident: UUID, scope: ScopeRef, new: NewBudget) -> UUID | None:
     """Give a scope the budget of a plan's template, unless it has one like it.
 
     One that came from a template before is raised to the template's limit, never lowered; one that an

@@ -2,42 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import msgspec
 from sqlalchemy import text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from proxy.errors import TollhouseError
+from proxy.domain.control import ConflictError, MissingError, RangeError, VersionError
+from proxy.errors import BankAway
+
+__all__ = ["MissingError", "audit", "check_version", "conflict_or", "reading", "sqlstate", "writing"]
 
 UNIQUE_VIOLATION = "23505"
-
-
-class ControlError(TollhouseError):
-    """A write that was refused; nothing of it happened."""
-
-
-class MissingError(ControlError):
-    """The thing does not exist (any more). The message is what kind of thing."""
-
-
-class ConflictError(ControlError):
-    """The write would contradict what is there."""
-
-
-class VersionError(ControlError):
-    """The thing was changed by somebody else since the caller read it."""
+#: lock and statement time-outs, serialization failures, deadlocks, a server that stops: all pass
+_BUSY = frozenset({"55P03", "57014", "40001", "40P01", "53300", "57P01", "57P02", "57P03"})
+_OUT_OF_RANGE = frozenset({"22003", "22008", "22021", "22P05"})
 
 
 @asynccontextmanager
 async def writing(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A transaction that commits when the block ends well. Waits at most 2 s for any lock."""
-    async with engine.begin() as db:
-        await db.execute(text("SET LOCAL lock_timeout = '2s'"))
-        yield db
+    """A transaction that commits when the block ends well. Waits at most 2 s for any lock.
+
+    Raises `BankAway` when Postgres does not answer or is too busy, `RangeError`, and what the block
+    raises.
+    """
+    with _told():
+        async with engine.begin() as db:
+            await db.execute(text("SET LOCAL lock_timeout = '2s'"))
+            yield db
+
+
+@asynccontextmanager
+async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A connection for reading. Raises as `writing` does."""
+    with _told():
+        async with engine.connect() as db:
+            yield db
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except (InterfaceError, OperationalError, PoolTimeoutError, OSError, TimeoutError) as error:
+        raise BankAway(f"Postgres does not answer: {type(error).__name__}") from error
+    except DBAPIError as error:
+        state = sqlstate(error)
+        if state in _OUT_OF_RANGE:
+            raise RangeError("a number, a time or a character is out of range") from error
+        if state in _BUSY or error.connection_invalidated:
+            raise BankAway(f"Postgres is busy: {state}") from error
+        raise
 
 
 _AUDIT = text("SELECT audit_append(:actor, :action, :thing, CAST(:before AS jsonb), CAST(:after AS jsonb))")

@@ -54,6 +54,7 @@ def create_engine(
     return create_async_engine(
         normalized(url),
         pool_size=pool_size,
+        hide_parameters=True,
         max_overflow=0,
         pool_timeout=connect_timeout_s,
         pool_pre_ping=True,

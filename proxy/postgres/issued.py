@@ -15,51 +15,24 @@ from uuid import UUID
 from sqlalchemy import func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from proxy.postgres.control import MissingError, check_version
+from proxy.domain.control import CredentialRecord, KeyRecord, MissingError, NewCredential
+from proxy.postgres.control import check_version
 from proxy.postgres.tables import Credential, Key, Project, Tenant
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CredentialRecord:
-    """A live credential as it may be shown."""
-
-    id: UUID
-    key: UUID
-    bearer_prefix: str
-    last4: str
-    access_key_id: str | None
-    created_at: dt.datetime
-    expires_at: dt.datetime | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyRecord:
-    id: UUID
-    tenant: UUID
-    tenant_slug: str
-    project: UUID | None
-    project_slug: str | None
-    name: str
-    status: str
-    expires_at: dt.datetime | None
-    overrides: dict[str, Any]
-    version: int
-    created_at: dt.datetime
-    credentials: tuple[CredentialRecord, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class NewCredential:
-    """What is stored of fresh secrets."""
-
-    id: UUID
-    bearer_digest: bytes
-    bearer_prefix: str
-    last4: str
-    pepper_id: int
-    access_key_id: str | None
-    sigv4_ciphertext: bytes | None
-    data_key_id: int | None
+__all__ = [
+    "NewCredential",
+    "SealedSecret",
+    "get_key",
+    "insert_credential",
+    "insert_key",
+    "list_keys",
+    "replace_sealed",
+    "retire_credentials",
+    "revoke_credentials",
+    "sealed_elsewhere",
+    "under_other_peppers",
+    "update_key",
+]
 
 
 def _keys() -> Any:

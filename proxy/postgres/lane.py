@@ -40,6 +40,8 @@ Item = Move | Hit
 STATEMENT_TIMEOUT_S = 1.2
 CONNECT_TIMEOUT_S = 1.5
 SUSPICION_S = 1.0
+#: plans are made anew this often, for what the tables have become
+PLAN_AGE_S = 60.0
 #: first two characters of SQLSTATEs that blame the data of a batch: data, integrity, raised by our SQL
 _POISON_CLASSES = {"22", "23", "P0"}
 
@@ -66,6 +68,7 @@ class Lane:
         self._limit_statements = limit_statements
         self._held: AsyncConnection | None = None
         self._driver: asyncpg.Connection[asyncpg.Record] | None = None
+        self._planned_at = 0.0
         #: tenants (or attempts, where the tenant is not known) whose accounts were locked, and until when
         self._suspects: dict[UUID, float] = {}
         self.batcher: Batcher[tuple[UUID, Item], Answer] = Batcher(
@@ -75,6 +78,9 @@ class Lane:
     async def connect(self) -> asyncpg.Connection[asyncpg.Record]:
         """The held connection, made anew when it was lost. Raises BankAway."""
         if self._driver is not None and not self._driver.is_closed():
+            if time.monotonic() - self._planned_at > PLAN_AGE_S:
+                await self._driver.execute("DISCARD PLANS")
+                self._planned_at = time.monotonic()
             return self._driver
         await self._drop()
         try:
@@ -98,7 +104,7 @@ class Lane:
         ) as error:
             await self._drop()
             raise BankAway(f"Postgres does not answer: {type(error).__name__}") from error
-        self._driver = driver
+        self._driver, self._planned_at = driver, time.monotonic()
         return driver
 
     async def close(self) -> None:
@@ -170,7 +176,7 @@ class Lane:
             return await self._isolate(items, skip_locked=True)
         except _PoisonError as error:
             if len(items) == 1:
-                log.error("the bank cannot store attempt %s: %s", items[0].ids[0], error)  # noqa: TRY400
+                log.error("the bank cannot store attempt %s: %s", items[0].ids[0], error)
                 return [BankAway(f"the bank cannot store this attempt: {error}")]
         half = len(items) // 2
         first = await self._isolate(items[:half], skip_locked=skip_locked)
@@ -181,16 +187,20 @@ class Lane:
         if hits:
             return wire.hit_answers(hits, await self._fetch(wire.RECORD_HITS, wire.hit_columns(hits)))
         moves = [item for item in items if isinstance(item, Move)]
-        columns = wire.move_columns(moves, skip_locked=skip_locked)
-        failpoints.reach_statement("before", moves)
-        rows = await self._fetch(wire.SETTLE_AND_ADMIT, columns)
-        failpoints.reach_statement("after", moves)
+        query, columns = wire.move_call(moves, skip_locked=skip_locked)
+        try:
+            failpoints.reach_statement("before", moves)
+            rows = await self._fetch(query, columns)
+            failpoints.reach_statement("after", moves)
+        except OSError as error:
+            raise _UndecidedError(str(error)) from error
         return wire.move_answers(moves, rows)
 
     async def _fetch(self, query: str, columns: Sequence[Any]) -> Sequence[Any]:
         """Raises one of the three ways a batch can fail."""
         try:
-            driver = await self.connect()
+            async with asyncio.timeout(STATEMENT_TIMEOUT_S + CONNECT_TIMEOUT_S):
+                driver = await self.connect()
             async with asyncio.timeout(STATEMENT_TIMEOUT_S):
                 return await driver.fetch(query, *columns)
         except BankAway as error:

@@ -145,16 +145,18 @@ class PostgresLedger:
     ) -> list[CallRecord]:
         """Newest first by attempt id. `before`: the last attempt of the page before (exclusive)."""
         conditions, parameters = _conditions(where)
+        # Within a tenant the index is on the id's bytes, which sort as the id does.
+        order = "t.attempt" if where.tenant is None else "uuid_send(t.attempt)"
         if before is not None:
-            conditions.append("t.attempt < :before")
-            parameters["before"] = before
+            conditions.append("t.attempt < :before AND uuid_send(t.attempt) < uuid_send(:before_bytes)")
+            parameters |= {"before": before, "before_bytes": before}
         query = f"""
             SELECT t.*, n.slug AS tenant_slug, p.slug AS project_slug, m.value AS model_name,
                    g.value AS tags_value, a.value AS target_name, v.value AS price_version
             {_JOINS}
               LEFT JOIN labels a ON a.id = t.target
               LEFT JOIN labels v ON v.id = coalesce(t.price_final, t.price)
-             WHERE {" AND ".join(conditions)} ORDER BY t.attempt DESC LIMIT :limit
+             WHERE {" AND ".join(conditions)} ORDER BY {order} DESC LIMIT :limit
         """
         rows = await self._read(query, **parameters, limit=limit)
         return [_call(row) for row in rows]

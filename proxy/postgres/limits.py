@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import func, insert, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from proxy.domain.control import LimitRecord, MissingError, ScopeRef
 from proxy.postgres import scopes
-from proxy.postgres.control import MissingError, check_version
+from proxy.postgres.control import check_version
 from proxy.postgres.tables import Limit
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LimitRecord:
-    id: UUID
-    scope: str
-    subject: UUID
-    tenant: UUID
-    requests_per_minute: int | None
-    tokens_per_minute: int | None
-    burst_seconds: int
-    concurrency: int | None
-    models: list[str] | None
-    mode: str
-    version: int
-    created_at: dt.datetime
-
 
 _SELECT = f"""
     SELECT x.id, {scopes.NAME} AS scope, x.subject, t.id AS tenant, x.requests_per_minute, x.tokens_per_minute,
@@ -44,7 +26,7 @@ _SELECT = f"""
 
 
 async def insert_limit(
-    db: AsyncConnection, ident: UUID, scope: scopes.ScopeRef, values: Mapping[str, Any]
+    db: AsyncConnection, ident: UUID, scope: ScopeRef, values: Mapping[str, Any]
 ) -> LimitRecord:
     await db.execute(insert(Limit).values(id=ident, scope=scope.kind, subject=scope.subject, **values))
     return await get_limit(db, ident)

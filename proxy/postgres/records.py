@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID
 
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from proxy.domain.control import TrailRecord
 from proxy.postgres.tables import AuditRecord
 
 RefusalKey = Literal["tenant", "key", "reason", "model", "day"]
@@ -58,20 +58,6 @@ async def refusals(
          WHERE {" AND ".join(conditions)}
          GROUP BY {places} ORDER BY count DESC, {places} LIMIT :limit"""  # noqa: S608 (literals of this module)
     return [dict(row) for row in (await db.execute(text(statement), parameters)).mappings()]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrailRecord:
-    """One record of the audit trail. `hash` covers it and the record before it."""
-
-    seq: int
-    at: dt.datetime
-    actor: str
-    action: str
-    object: str
-    before: dict[str, Any] | None
-    after: dict[str, Any] | None
-    hash: bytes
 
 
 async def trail(

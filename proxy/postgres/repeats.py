@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
 
 from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from proxy.domain.control import Kept
 from proxy.postgres.tables import IdempotencyRecord as Record
 
 KEPT_HOURS = 24
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
-    """What is known of a request made before. `status` is None while it runs, or when its process died."""
-
-    request_hash: bytes
-    status: int | None
-    sealed: bytes | None
 
 
 class PostgresRepeats:

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from proxy.postgres.control import MissingError
-
-ScopeKind = Literal["tenant", "project", "key"]
+from proxy.domain.control import MissingError, ScopeKind, ScopeRef
 
 #: SQL of the name of a scope, over budgets or limits `x`, tenants `t` and projects `p`
 NAME = """CASE x.scope WHEN 'tenant' THEN 'tenant:' || t.slug
                        WHEN 'project' THEN 'project:' || t.slug || '/' || p.slug
                        ELSE 'key:' || x.subject::text END"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScopeRef:
-    """`name` is the spelling callers use; `subject` the uuid of what it names."""
-
-    kind: ScopeKind
-    name: str
-    subject: UUID
-    tenant: UUID
-    tenant_slug: str
-    time_zone: str
 
 
 _TENANT = """SELECT id AS subject, id AS tenant, slug, time_zone FROM tenants

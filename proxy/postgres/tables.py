@@ -225,7 +225,6 @@ class Budget(Base):
             unique=True,
             postgresql_where=text("deleted_at IS NULL"),
         ),
-        Index("budgets_live", "subject", postgresql_where=text("deleted_at IS NULL")),
         Index("budgets_tenant", "tenant"),
         Index("budgets_changed", "changed"),
     )
@@ -293,7 +292,7 @@ class AttemptRow(Base):
 
     __tablename__ = "attempts"
     __table_args__ = (
-        Index("attempts_tenant", "tenant", "attempt"),
+        Index("attempts_tenant", "tenant", text("uuid_send(attempt)")),
         {"postgresql_partition_by": "RANGE (attempt)"},
     )
     attempt: Mapped[UUID] = mapped_column(primary_key=True)

@@ -6,9 +6,7 @@ Functions take a connection inside a transaction (see `control.writing`) and rai
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -16,7 +14,8 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from proxy.postgres.control import MissingError, check_version, conflict_or
+from proxy.domain.control import MissingError, ProjectRecord, TenantRecord
+from proxy.postgres.control import check_version, conflict_or
 from proxy.postgres.roster import PostgresRoster
 from proxy.postgres.tables import Project, Tenant
 
@@ -32,31 +31,6 @@ __all__ = [
     "list_tenants",
     "update_tenant",
 ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TenantRecord:
-    id: UUID
-    slug: str
-    name: str
-    plan: str
-    time_zone: str
-    status: str
-    overrides: dict[str, Any]
-    version: int
-    created_at: dt.datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProjectRecord:
-    id: UUID
-    tenant: UUID
-    tenant_slug: str
-    slug: str
-    name: str
-    status: str
-    version: int
-    created_at: dt.datetime
 
 
 _TENANT = (

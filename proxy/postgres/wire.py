@@ -65,77 +65,111 @@ def _request_id(text: str | None) -> str | None:
     return "".join(c for c in text[:200] if c.isascii() and c.isprintable())
 
 
-#: in the order of the functions' parameters
-_SETTLEMENT: tuple[Callable[[Settlement], Any], ...] = (
-    lambda s: s.attempt,
-    lambda s: int(s.state),
-    lambda s: int(s.why),
-    lambda s: s.cost,
-    lambda s: s.upstream_cost,
-    lambda s: _count(s.usage.input_tokens),
-    lambda s: _count(s.usage.output_tokens),
-    lambda s: _count(s.usage.cache_read_tokens),
-    lambda s: _count(s.usage.cache_write_5m_tokens),
-    lambda s: _count(s.usage.cache_write_1h_tokens),
-    lambda s: _count(s.usage.images),
-    lambda s: _count(s.usage.guardrail_units),
-    lambda s: s.usage.exact and s.state is State.POST,
-    lambda s: s.price,
-    lambda s: _request_id(s.upstream_request_id),
-    lambda s: _count(s.status),
-    lambda s: _count(s.latency_ms),
-    lambda s: _count(s.first_byte_ms),
-    lambda s: s.recorder,
-)
-_CALLER: tuple[Callable[[Attempt], Any], ...] = (
-    lambda a: a.attempt,
-    lambda a: a.call,
-    lambda a: a.tenant,
-    lambda a: a.project,
-    lambda a: a.key,
-    lambda a: a.credential,
-    lambda a: a.recorder,
-    lambda a: int(a.operation),
-    lambda a: a.model,
-    lambda a: a.target,
-    lambda a: a.price,
-)
-_ATTEMPT: tuple[Callable[[Attempt], Any], ...] = (
-    *_CALLER,
-    lambda a: a.ceiling,
-    lambda a: a.tags,
-    lambda a: a.floor,
-)
-_HIT: tuple[Callable[[Hit], Any], ...] = (
-    *((lambda h, f=f: f(h.attempt)) for f in (*_CALLER, lambda a: a.tags)),
-    lambda h: h.saved,
-    *((lambda h, f=f: f(h.settlement)) for f in _SETTLEMENT[5:12]),
-    lambda h: h.settlement.usage.exact,
-    lambda h: _count(h.settlement.status),
-    lambda h: _count(h.settlement.latency_ms),
-)
+#: parameters of the SQL functions, without their prefix s_ or a_
+_SETTLEMENT: dict[str, Callable[[Settlement], Any]] = {
+    "attempt": lambda s: s.attempt,
+    "state": lambda s: int(s.state),
+    "why": lambda s: int(s.why),
+    "cost": lambda s: s.cost,
+    "upstream": lambda s: s.upstream_cost,
+    "input": lambda s: _count(s.usage.input_tokens),
+    "output": lambda s: _count(s.usage.output_tokens),
+    "cache_read": lambda s: _count(s.usage.cache_read_tokens),
+    "write_5m": lambda s: _count(s.usage.cache_write_5m_tokens),
+    "write_1h": lambda s: _count(s.usage.cache_write_1h_tokens),
+    "images": lambda s: _count(s.usage.images),
+    "guardrail": lambda s: _count(s.usage.guardrail_units),
+    "exact": lambda s: s.usage.exact and s.state is State.POST,
+    "price": lambda s: s.price,
+    "request": lambda s: _request_id(s.upstream_request_id),
+    "status": lambda s: _count(s.status),
+    "latency": lambda s: _count(s.latency_ms),
+    "first_byte": lambda s: _count(s.first_byte_ms),
+    "recorder": lambda s: s.recorder,
+}
+_ATTEMPT: dict[str, Callable[[Attempt], Any]] = {
+    "attempt": lambda a: a.attempt,
+    "call": lambda a: a.call,
+    "tenant": lambda a: a.tenant,
+    "project": lambda a: a.project,
+    "key": lambda a: a.key,
+    "credential": lambda a: a.credential,
+    "recorder": lambda a: a.recorder,
+    "operation": lambda a: int(a.operation),
+    "model": lambda a: a.model,
+    "target": lambda a: a.target,
+    "price": lambda a: a.price,
+    "ceiling": lambda a: a.ceiling,
+    "tags": lambda a: a.tags,
+    "floor": lambda a: a.floor,
+}
 
 
-def _call(function: str, parameters: int) -> str:
-    return f"SELECT * FROM {function}({', '.join(f'${n}' for n in range(1, parameters + 1))})"  # noqa: S608
+def _from_attempt(of: Callable[[Attempt], Any]) -> Callable[[Hit], Any]:
+    return lambda hit: of(hit.attempt)
 
 
-SETTLE_AND_ADMIT = _call("bank_settle_and_admit", len(_SETTLEMENT) + len(_ATTEMPT) + 1)
-RECORD_HITS = _call("bank_record_hits", len(_HIT))
+def _from_settlement(of: Callable[[Settlement], Any]) -> Callable[[Hit], Any]:
+    return lambda hit: of(hit.settlement)
 
 
-def move_columns(moves: Sequence[Move], *, skip_locked: bool) -> list[Any]:
+_HIT: dict[str, Callable[[Hit], Any]] = {
+    **{name: _from_attempt(of) for name, of in _ATTEMPT.items() if name not in {"ceiling", "floor"}},
+    "saved": lambda h: h.saved,
+    **{
+        name: _from_settlement(_SETTLEMENT[name])
+        for name in _SETTLEMENT
+        if name
+        in {
+            "input",
+            "output",
+            "cache_read",
+            "write_5m",
+            "write_1h",
+            "images",
+            "guardrail",
+            "status",
+            "latency",
+        }
+    },
+    "exact": lambda h: h.settlement.usage.exact,
+}
+
+
+def _call(function: str, names: Sequence[str]) -> str:
+    """A call by name: what is left out has its default, and costs nothing to send."""
+    return f"SELECT * FROM {function}({', '.join(f'{name} => ${n}' for n, name in enumerate(names, 1))})"  # noqa: S608
+
+
+_HALVES = {
+    (settles, admits): _call(
+        "bank_settle_and_admit",
+        [
+            *(f"s_{name}" for name in _SETTLEMENT if settles),
+            *(f"a_{name}" for name in _ATTEMPT if admits),
+            "skip_locked",
+        ],
+    )
+    for settles in (False, True)
+    for admits in (False, True)
+}
+RECORD_HITS = _call("bank_record_hits", [f"a_{name}" for name in _HIT])
+
+
+def move_call(moves: Sequence[Move], *, skip_locked: bool) -> tuple[str, list[Any]]:
+    """The statement and its parameters for these moves."""
     settlements = [m.settlement for m in moves if m.settlement is not None]
     attempts = [m.attempt for m in moves if m.attempt is not None]
-    return [
-        *([of(s) for s in settlements] for of in _SETTLEMENT),
-        *([of(a) for a in attempts] for of in _ATTEMPT),
-        skip_locked,
-    ]
+    columns: list[Any] = []
+    if settlements:
+        columns += ([of(s) for s in settlements] for of in _SETTLEMENT.values())
+    if attempts:
+        columns += ([of(a) for a in attempts] for of in _ATTEMPT.values())
+    return _HALVES[bool(settlements), bool(attempts)], [*columns, skip_locked]
 
 
 def hit_columns(hits: Sequence[Hit]) -> list[Any]:
-    return [[of(h) for h in hits] for of in _HIT]
+    return [[of(h) for h in hits] for of in _HIT.values()]
 
 
 def move_answers(

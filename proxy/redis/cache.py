@@ -14,7 +14,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 from uuid import UUID
@@ -22,7 +21,7 @@ from uuid import UUID
 from redis.exceptions import ResponseError
 
 from proxy.errors import Unavailable
-from proxy.ports import NOT_FOUND, Answer, Found
+from proxy.ports import NOT_FOUND, Answer, Found, Shelf
 from proxy.redis.client import Argument, RedisAway, RedisClient, Script
 from proxy.redis.entries import Entries, TenantKey, UnreadableError
 
@@ -39,21 +38,10 @@ _BUSY = Found(busy=True)
 _FAILURES = (RedisAway, ResponseError)
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """What a store did, for metrics: `entries` and `total_bytes` are the tenant's afterwards."""
-
-    tenant: UUID
-    stored: bool
-    evicted: int
-    entries: int
-    total_bytes: int
-
-
 class RedisCache:
     """`key_of` gives the key that a tenant's entries are sealed under; None leaves them open.
 
-    `on_stored` is told of every store, `on_failure` of every call that Redis did not answer.
+    `on_failure` is told of every call that Redis did not answer.
     """
 
     def __init__(
@@ -61,12 +49,10 @@ class RedisCache:
         redis: RedisClient,
         *,
         key_of: TenantKey | None = None,
-        on_stored: Callable[[Stored], None] = lambda _: None,
         on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         self._redis = redis
         self._entries = Entries(key_of)
-        self._on_stored = on_stored
         self._on_failure = on_failure
         self._silent_until = 0.0
 
@@ -86,7 +72,7 @@ class RedisCache:
 
     async def store(
         self, tenant: UUID, key: bytes, owner: bytes, answer: Answer, ttl_seconds: int, budget_bytes: int
-    ) -> None:
+    ) -> Shelf | None:
         try:
             if len(answer.body) < _LARGE_BYTES:
                 data = self._entries.pack(tenant, key, answer)
@@ -94,9 +80,10 @@ class RedisCache:
                 data = await asyncio.to_thread(self._entries.pack, tenant, key, answer)
             more = (data, ttl_seconds * 1000, budget_bytes, answer.model, _prefix(tenant))
             reply = await self._run(tenant, key, "store", owner, *more)
-            self._on_stored(Stored(tenant, reply[0] == 1, *reply[1:]))
+            return Shelf(reply[0] == 1, *reply[1:])
         except _FAILURES as error:
             self._failed(error)
+            return None
 
     def announce(self, tenant: UUID, key: bytes, owner: bytes) -> None:
         if time.monotonic() >= self._silent_until:

@@ -14,6 +14,8 @@ OPERATIONS: tuple[Operation, ...] = ("invoke", "invoke-stream", "converse", "con
 MODELS = ("meta.llama3-1-405b-instruct-v1:0", "anthropic.claude-3-haiku-20240307-v1:0")
 #: the most output that both of them give (Bedrock's model cards); longer answers of a trace are cut to it
 OUTPUT_TOKENS_MAX = 4_096
+#: the largest `max_gen_len` of a Llama's own body (Bedrock user guide, Meta Llama model parameters)
+LLAMA_TOKENS_MAX = 2_048
 #: three letters, so four bytes with the blank, and one token for most tokenizers
 _WORDS = tuple(a + b + c for a in "bdgmp" for b in "aeiou" for c in "nrtx")
 _BYTES_PER_TOKEN = 4
@@ -33,7 +35,7 @@ class Shape:
     seed: str
     input_tokens: int
     output_tokens: int
-    #: the trace asked for a longer answer than `OUTPUT_TOKENS_MAX`
+    #: the trace asked for a longer answer than the model gives
     cut: bool = False
 
     @property
@@ -64,20 +66,20 @@ def shapes(
     prompts: dict[str, Shape] = {}
     for place, row in enumerate(rows):
         tenant = clients.setdefault(row.client, len(clients)) if row.client else place
-        turn = place
-        model = models[turn // len(OPERATIONS) % len(models)]
+        model = models[place // len(OPERATIONS) % len(models)]
         if row.model:
             model = named.setdefault(row.model, models[len(named) % len(models)])
-        wanted = max(1, row.output_tokens)
+        operation = OPERATIONS[place % len(OPERATIONS)]
+        wanted, most = max(1, row.output_tokens), _most(model, operation)
         shape = Shape(
             due_s=row.at_s / speed,
             tenant=tenant % tenants,
             model=model,
-            operation=OPERATIONS[turn % len(OPERATIONS)],
+            operation=operation,
             seed=f"replay {run} prompt {row.prompt_id}" if row.prompt_id else f"replay {run} request {place}",
             input_tokens=row.input_tokens,
-            output_tokens=min(wanted, OUTPUT_TOKENS_MAX),
-            cut=wanted > OUTPUT_TOKENS_MAX,
+            output_tokens=min(wanted, most),
+            cut=wanted > most,
         )
         if row.prompt_id:
             first = prompts.setdefault(row.prompt_id, shape)
@@ -86,3 +88,8 @@ def shapes(
                 first.output_tokens, first.cut,
             )  # fmt: skip
         yield shape
+
+
+def _most(model: str, operation: Operation) -> int:
+    native = operation.startswith("invoke")
+    return LLAMA_TOKENS_MAX if native and "meta.llama" in model else OUTPUT_TOKENS_MAX

@@ -62,7 +62,9 @@ def main(
     )
     cut = sum(shape.cut for shape in shapes)
     if cut:
-        output(f"{cut} answers are cut to {plan.OUTPUT_TOKENS_MAX} tokens, the most these models give")
+        output(
+            f"{cut} answers are cut to {plan.LLAMA_TOKENS_MAX} or {plan.OUTPUT_TOKENS_MAX} tokens, the most there is"
+        )
     try:
         return replay.run(shapes, proxy_url, tenants, concurrency)
     finally:

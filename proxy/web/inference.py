@@ -17,7 +17,7 @@ from proxy.clock import uuid7
 from proxy.errors import Invalid, NotServed, Refusal, TooLarge, Unavailable, UpstreamAnswer
 from proxy.pipeline import Pipeline, Request
 from proxy.web import problems
-from proxy.web.routes import MODEL_LISTS, Wire, match, wire_of
+from proxy.web.routes import Wire, listed, match, wire_of
 
 log = logging.getLogger("tollhouse.web")
 
@@ -76,7 +76,7 @@ class Connection:
 class Inference:
     """The ASGI application behind every path that is not the admin's."""
 
-    def __init__(self, pipeline: Pipeline, models: Callable[[Request], bytes], body_seconds: float) -> None:
+    def __init__(self, pipeline: Pipeline, models: Callable[[Request, str], bytes], body_seconds: float) -> None:
         self._pipeline = pipeline
         self._models = models
         self._body_seconds = body_seconds
@@ -107,8 +107,9 @@ class Inference:
             query=scope.get("query_string", b""), raw_headers=scope["headers"], headers=headers,
             read=lambda limit: self._read(receive, headers, limit),
         )  # fmt: skip
-        if raw_path in MODEL_LISTS and request.method == "GET":
-            body = self._models(request)
+        asked = listed(raw_path) if request.method == "GET" else None
+        if asked is not None:
+            body = self._models(request, asked)
             await connection.answer(200, [(b"content-type", b"application/json")], body)
             return
         request.endpoint = match(request.method, raw_path)
@@ -158,7 +159,8 @@ class Inference:
 
     async def _discard(self, receive: Receive) -> None:
         """Read on without keeping anything: a client that is still sending would see a broken
-        connection and not the reason. Bounded; whoever sends more does see it broken."""
+        connection and not the reason. Bounded; whoever sends more does see it broken.
+        """
         left = DISCARDED_BYTES
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._body_seconds):
@@ -217,15 +219,24 @@ class _NoEndpoint:
     wire = "bedrock"
     stream = None
     model = None
+    guardrail = None
 
 
 _no_endpoint: Any = _NoEndpoint()
 
 
-def model_list(names: list[tuple[str, str, int]]) -> bytes:
-    """`GET /v1/models` in OpenAI's shape, from (id, provider, created)."""
-    data = [{"id": n, "object": "model", "created": at, "owned_by": owner} for n, owner, at in names]
-    return orjson.dumps({"object": "list", "data": data})
+def model_list(names: list[tuple[str, str]]) -> bytes:
+    """`GET /v1/models` in OpenAI's shape, from (id, provider)."""
+    return orjson.dumps({"object": "list", "data": [_model(*name) for name in names]})
 
 
-__all__ = ["Connection", "Inference", "Unavailable", "model_list", "raw_path_of"]
+def one_model(name: str, owner: str) -> bytes:
+    """`GET /v1/models/{id}` in OpenAI's shape."""
+    return orjson.dumps(_model(name, owner))
+
+
+def _model(name: str, owner: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": owner}
+
+
+__all__ = ["Connection", "Inference", "Unavailable", "model_list", "one_model", "raw_path_of"]

@@ -6,6 +6,7 @@ segment, and an odd spelling of a path is no path of ours.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import unquote
@@ -53,7 +54,9 @@ FIXED: dict[bytes, Endpoint] = {
     b"/anthropic/v1/messages/count_tokens": _COUNT,
     b"/v1/messages/count_tokens": _COUNT,
 }
-MODEL_LISTS = frozenset({b"/openai/v1/models", b"/v1/models"})
+MODEL_LISTS = (b"/openai/v1/models", b"/v1/models")
+
+_GUARDRAIL_VERSION = re.compile(r"[1-9][0-9]{0,7}|DRAFT")
 
 _DOCS = "https://docs.aws.amazon.com/bedrock/latest/userguide/"
 #: operations that Bedrock has and a hard budget cannot hold, with the reason a client reads
@@ -78,6 +81,18 @@ def match(method: str, raw_path: bytes) -> Endpoint:
     return fixed
 
 
+def listed(raw_path: bytes) -> str | None:
+    """The model that a `GET .../models/{id}` asks about, "" for the whole list, None for other paths.
+    An id may be written with or without percent-encoding, an ARN's slash included.
+    """
+    for root in MODEL_LISTS:
+        if raw_path == root:
+            return ""
+        if raw_path.startswith(root + b"/") and len(raw_path) > len(root) + 1:
+            return _decode(raw_path[len(root) + 1 :])
+    return None
+
+
 def _match_native(raw_path: bytes) -> Endpoint:
     parts = raw_path.split(b"/")
     if len(parts) == 4 and parts[1] == b"model" and parts[2]:
@@ -92,10 +107,12 @@ def _match_native(raw_path: bytes) -> Endpoint:
                 reason="not_governed",
             )
     if len(parts) == 6 and parts[1] == b"guardrail" and parts[3] == b"version" and parts[5] == b"apply":
+        identifier, version = _decode(parts[2]), _decode(parts[4])
+        if not (identifier and _GUARDRAIL_VERSION.fullmatch(version)):
+            raise Invalid("The provided guardrail identifier or version is invalid.")
         return Endpoint(
-            operation=Operation.APPLY_GUARDRAIL, wire="bedrock", stream=False,
-            guardrail=(_decode(parts[2]), _decode(parts[4])),
-        )  # fmt: skip
+            operation=Operation.APPLY_GUARDRAIL, wire="bedrock", stream=False, guardrail=(identifier, version)
+        )
     for prefix, why in _UNGOVERNED:
         if raw_path == prefix or raw_path.startswith(prefix + b"/"):
             raise Forbidden(f"not served by this proxy: {why}", reason="not_governed")

@@ -390,26 +390,3 @@ async def test_a_deleted_budget_no_longer_counts_but_its_reservations_settle_on_
     assert (await world.bank.admit(caller.attempt(500))).verdict is Verdict.OK
     assert (await world.bank.settle(post(attempt, 40))).budgets == (budget,)
     assert (await world.money(budget)).settled == 40
-
-
-# ---- many at once ----------------------------------------------------------------------------
-
-
-async def test_a_budget_for_a_hundred_calls_admits_a_hundred_of_many(world: World) -> None:
-    """Three levels, each with room for exactly a hundred, asked by many tasks at once."""
-    caller = await world.caller()
-    budgets = [
-        await world.budget("tenant", caller.tenant, caller.tenant, 100 * 70),
-        await world.budget("project", caller.project, caller.tenant, 100 * 70 + 69),
-        await world.budget("key", caller.key, caller.tenant, 100 * 70),
-    ]
-    verdicts: list[Verdict] = []
-
-    async def one() -> None:
-        for _ in range(5):
-            verdicts.append((await world.bank.admit(caller.attempt(70))).verdict)
-
-    await asyncio.gather(*(one() for _ in range(64)))
-    assert verdicts.count(Verdict.OK) == 100
-    assert verdicts.count(Verdict.DENIED) == 220
-    assert [(await world.money(b)).reserved for b in budgets] == [7000] * 3

@@ -52,23 +52,9 @@ class World:
     def proxy(self) -> Proxy:
         return self.tree.proxy
 
-    async def admin(self, method: str, path: str, body: Any = None, tries: int = 40, **headers: str) -> Any:
-        """An admin request that outlives the death of the worker that serves it."""
-        for _ in range(tries):
-            try:
-                status, _, answer = await asyncio.to_thread(
-                    self.proxy.request, method, f"/admin/v1{path}", body, headers=headers
-                )
-            except (OSError, ConnectionError, ValueError):
-                status, answer = 0, None
-            except Exception as error:  # http.client's own
-                status, answer = 0, error
-            if status and status < 500:
-                if status >= 400 and not (status == 409 and method == "POST"):
-                    raise AssertionError(f"{method} {path}: {status} {answer}")
-                return answer
-            await asyncio.sleep(0.15)
-        raise AssertionError(f"{method} {path}: no answer ({answer})")
+    @property
+    def address(self) -> tuple[str, int]:
+        return "127.0.0.1", self.proxy.port
 
     async def control(self, method: str, path: str, body: Any = None) -> Any:
         """A request to the simulator's control paths."""
@@ -76,6 +62,9 @@ class World:
 
     async def rows(self, query: str, *values: Any) -> list[asyncpg.Record]:
         return list(await self.db.fetch(query, *values))
+
+    async def write(self, statement: str, *values: Any) -> None:
+        await self.db.execute(statement, *values)
 
     async def reconnect(self) -> None:
         """After Postgres was restarted."""

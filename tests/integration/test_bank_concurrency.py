@@ -57,6 +57,27 @@ async def test_three_workers_share_a_budget_for_exactly_a_hundred_calls(worlds: 
     assert verdicts.count(Verdict.DENIED) == 198 - 100
 
 
+async def test_a_budget_for_a_hundred_calls_admits_a_hundred_of_many(worlds: Worlds) -> None:
+    """Three levels, each with room for exactly a hundred, asked by many tasks at once."""
+    world = await worlds()
+    caller = await world.caller()
+    budgets = [
+        await world.budget("tenant", caller.tenant, caller.tenant, 100 * 70),
+        await world.budget("project", caller.project, caller.tenant, 100 * 70 + 69),
+        await world.budget("key", caller.key, caller.tenant, 100 * 70),
+    ]
+    verdicts: list[Verdict] = []
+
+    async def one() -> None:
+        for _ in range(5):
+            verdicts.append((await world.bank.admit(caller.attempt(70))).verdict)
+
+    await asyncio.gather(*(one() for _ in range(64)))
+    assert verdicts.count(Verdict.OK) == 100
+    assert verdicts.count(Verdict.DENIED) == 220
+    assert [(await world.money(b)).reserved for b in budgets] == [7000] * 3
+
+
 async def test_the_same_attempts_on_two_connections_reserve_once(worlds: Worlds) -> None:
     first, second = await worlds(), await worlds()
     caller = await first.caller()

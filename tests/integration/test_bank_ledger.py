@@ -230,7 +230,7 @@ async def test_a_server_that_may_lose_money_is_refused(world: PostgresWorld, dat
     await engine.dispose()
 
 
-async def test_no_server_and_no_postgres_are_told_apart(free_port: object) -> None:
+async def test_no_server_and_no_postgres_are_told_apart() -> None:
     engine = create_engine("postgres://nobody@127.0.0.1:1/none")
     with pytest.raises(BankAway):
         await check_server(engine)
@@ -267,8 +267,14 @@ _READS = text(
 )
 
 
-async def test_plans_made_on_empty_tables_stay_good_when_they_have_grown(world: PostgresWorld) -> None:
+@pytest.mark.parametrize("known_to_be_empty", [False, True])
+async def test_plans_made_on_empty_tables_stay_good_when_they_have_grown(
+    world: PostgresWorld, known_to_be_empty: bool
+) -> None:
     """A plan cached while a table was empty must not scan it for ever."""
+    if known_to_be_empty:
+        async with world.engine.connect() as db:
+            await (await db.execution_options(isolation_level="AUTOCOMMIT")).exec_driver_sql("VACUUM ANALYZE")
     caller = await world.caller()
     await world.budget("tenant", caller.tenant, caller.tenant, 10**9)
 
@@ -298,4 +304,4 @@ async def test_plans_made_on_empty_tables_stay_good_when_they_have_grown(world: 
     await lane.execute("SELECT pg_stat_force_next_flush()")
     after = await reads()
     assert after[0] - before[0] < 500, "no scan of a grown table"
-    assert after[1] - before[1] < 20 * 60, "a handful of rows by index for each call"
+    assert after[1] - before[1] < 20 * 40, "a handful of rows by index for each call"

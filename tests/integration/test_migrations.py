@@ -20,8 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from proxy.postgres import migrate
 from proxy.postgres.bank import PostgresBank
+from proxy.postgres.desk_tables import Base
 from proxy.postgres.engine import create_engine
-from proxy.postgres.tables import Base
 from tests.contract.bank_twin import PostgresWorld, post
 
 

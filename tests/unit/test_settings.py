@@ -32,7 +32,7 @@ def test_every_problem_is_named_at_once():
 
 
 @pytest.mark.parametrize(
-    "name", [*CLIENT_NAMES, "TOLLHOUSE_SERVICE_HOST", "TOLLHOUSE_SERVICE_PORT", "TOLLHOUSE_PORT_8080_TCP", "TOLLHOUSE_PORT",
+    "name", [*sorted(CLIENT_NAMES), "TOLLHOUSE_SERVICE_HOST", "TOLLHOUSE_SERVICE_PORT", "TOLLHOUSE_PORT_8080_TCP", "TOLLHOUSE_PORT",
              "TOLLHOUSE_PORT_8080_TCP_ADDR", "TOLLHOUSE_SERVICE_PORT_HTTP"],
 )  # fmt: skip
 def test_names_of_clients_and_of_kubernetes_are_let_be(name):

@@ -23,7 +23,7 @@ def ask(method: str, address: str, path: str) -> tuple[int, str]:
     return answer.status, answer.read().decode("utf-8", "replace")
 
 
-def main(proxy: str, *metrics: str) -> int:
+def main(proxy: str, proxy_metrics: str, worker_metrics: str) -> int:
     asked = [
         ("ready", "GET", proxy, "/health/ready", 200, "ready"),
         (
@@ -35,7 +35,8 @@ def main(proxy: str, *metrics: str) -> int:
             "",
         ),
         ("does not show metrics to clients", "GET", proxy, "/metrics", 404, ""),
-        *(("metrics", "GET", address, "/metrics", 200, "# HELP tollhouse_") for address in metrics),
+        ("metrics of the proxy", "GET", proxy_metrics, "/metrics", 200, "tollhouse_limiter_mode{"),
+        ("metrics of the worker", "GET", worker_metrics, "/metrics", 200, "tollhouse_invariant_violations{"),
     ]
     failed = 0
     for what, method, address, path, status, part in asked:

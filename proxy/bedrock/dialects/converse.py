@@ -126,6 +126,12 @@ class Converse:
         echoed = counts.served_of(headers)
         return Served(said.tier or echoed.tier, said.latency or echoed.latency)
 
+    def heads(self, headers: Mapping[str, str]) -> Mapping[str, str]:
+        return headers
+
+    def answer(self, body: bytes) -> bytes:
+        return body
+
     def meter(self, body: Mapping[str, Any] | None = None) -> WireMeter:  # noqa: ARG002
         return ConverseMeter()
 

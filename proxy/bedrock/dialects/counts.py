@@ -191,33 +191,39 @@ def openai_usage(report: Any) -> Usage | None:
 
 
 def with_guardrail(usage: Usage | None, answer: Mapping[str, Any]) -> Usage | None:
-    """Adds the text units that guardrail traces report."""
+    """Adds the text units that guardrail traces report, by policy."""
     if usage is None:
         return None
     trace = answer.get("trace") or answer.get("amazon-bedrock-trace")
-    units = _units(trace.get("guardrail")) if type(trace) is dict else 0
-    return dataclasses.replace(usage, guardrail_units=units) if units else usage
+    units = _traced(trace.get("guardrail")) if type(trace) is dict else {}
+    return guarded(usage, units) if units else usage
 
 
-def _units(guardrail: Any) -> int:
+def guarded(usage: Usage, units: Mapping[str, int]) -> Usage:
+    return dataclasses.replace(usage, guardrail=tuple(units.items()), guardrail_units=sum(units.values()))
+
+
+def _traced(guardrail: Any) -> dict[str, int]:
     """Sum of the billed units of all assessments in a guardrail trace."""
     if type(guardrail) is not dict:
-        return 0
+        return {}
     assessments: list[Any] = []
     for key in ("inputAssessment", "outputAssessments"):
         by_guardrail = guardrail.get(key)
         for value in by_guardrail.values() if type(by_guardrail) is dict else ():
             assessments += value if type(value) is list else [value]
-    total = 0
+    total: dict[str, int] = {}
     for assessment in assessments:
         metrics = assessment.get("invocationMetrics") if type(assessment) is dict else None
-        usage = metrics.get("usage") if type(metrics) is dict else None
-        for name, value in usage.items() if type(usage) is dict else ():
-            if (
-                name.endswith("Units")
-                and "Free" not in name
-                and type(value) is int
-                and 0 <= value <= COUNT_MAX
-            ):
-                total += value
+        for name, value in policy_units(metrics.get("usage") if type(metrics) is dict else None).items():
+            total[name] = total.get(name, 0) + value
     return total
+
+
+def policy_units(usage: Any) -> dict[str, int]:
+    """The billed units of a `GuardrailUsage`; what is no count is left out."""
+    return {
+        name: value
+        for name, value in (usage.items() if type(usage) is dict else ())
+        if name.endswith("Units") and "Free" not in name and type(value) is int and 0 <= value <= COUNT_MAX
+    }

@@ -169,6 +169,12 @@ class NativeDialect:
     def served(self, headers: Mapping[str, str], body: bytes) -> Served:  # noqa: ARG002
         return counts.served_of(headers)
 
+    def heads(self, headers: Mapping[str, str]) -> Mapping[str, str]:
+        return headers
+
+    def answer(self, body: bytes) -> bytes:
+        return body
+
     def meter(self, body: Mapping[str, Any] | None = None) -> WireMeter:  # noqa: ARG002
         return self.meter_class()
 

@@ -14,11 +14,13 @@ DECLARE
   v_row record;
   v_charged bigint;
 BEGIN
-  PERFORM FROM accounts WHERE id = ANY (ARRAY(
-      SELECT x FROM unnest(p_attempt) AS p(attempt) JOIN attempts t ON t.attempt = p.attempt, unnest(t.holds) AS x))
-    ORDER BY id FOR NO KEY UPDATE;
-  PERFORM FROM unnest(p_attempt) AS p(attempt) JOIN attempts t ON t.attempt = p.attempt
-    ORDER BY t.attempt FOR NO KEY UPDATE OF t;
+  PERFORM FROM (
+      SELECT DISTINCT x AS id FROM unnest(p_attempt) AS p(attempt)
+        CROSS JOIN LATERAL (SELECT a.holds FROM attempts a WHERE a.attempt = p.attempt OFFSET 0) AS t
+        CROSS JOIN LATERAL unnest(t.holds) AS x ORDER BY x) AS k
+    CROSS JOIN LATERAL (SELECT FROM accounts a WHERE a.id = k.id FOR NO KEY UPDATE) AS l;
+  PERFORM FROM (SELECT DISTINCT u AS attempt FROM unnest(p_attempt) AS u ORDER BY u) AS k
+    CROSS JOIN LATERAL (SELECT FROM attempts a WHERE a.attempt = k.attempt FOR NO KEY UPDATE) AS l;
   FOR ord IN 1 .. cardinality(p_attempt) LOOP
     SELECT * INTO v_row FROM attempts t WHERE t.attempt = p_attempt[ord];
     v_charged := (SELECT sum(e.amount) FROM entries e WHERE e.attempt = p_attempt[ord] AND e.kind <> 7);

@@ -10,23 +10,31 @@
 --   * No savepoints: what does not fit is computed from the locked rows, not caught.
 --   * An attempt may stand in each half once; bank.py splits a batch in which it stands twice.
 --
--- With skip_locked it waits for no account; attempts whose accounts are busy are answered BUSY.
+-- Either half may be left out. With skip_locked it waits for no account; attempts whose accounts are busy are answered BUSY.
 --
 -- Answers of admissions (part 'a'): 0 OK, 1 DUPLICATE, 2 DENIED, 3 REVOKED, 4 STALE,
 --   5 UNAVAILABLE (a live budget has no current account: nobody may spend on it unseen), 6 BUSY.
 -- Answers of settlements (part 's'): 0 SETTLED, 1 ALREADY, 2 REFUNDED, 3 UNKNOWN, 4 REFUSED, 5 BUSY.
 --
--- Settings: plans must never depend on how large the tables were when they were first planned, so
--- scans are by index and the plan is made once.
+-- Plans are made once and must not depend on how large the tables were then: scans are by index
+-- (the settings); a look-up by id is a LATERAL subquery that cannot be flattened into a join, so the few
+-- ids always drive; an UPDATE names its ids as an array and takes its values out of arrays by place
+-- (width_bucket in a sorted array is a binary search), so it has nothing to join.
 CREATE OR REPLACE FUNCTION bank_settle_and_admit(
-  s_attempt uuid[], s_state smallint[], s_why smallint[], s_cost bigint[], s_upstream bigint[],
-  s_input integer[], s_output integer[], s_cache_read integer[], s_write_5m integer[], s_write_1h integer[],
-  s_images integer[], s_guardrail integer[], s_exact boolean[], s_price integer[], s_request text[],
-  s_status integer[], s_latency integer[], s_first_byte integer[], s_recorder uuid[],
-  a_attempt uuid[], a_call uuid[], a_tenant uuid[], a_project uuid[], a_key uuid[], a_credential uuid[],
-  a_recorder uuid[], a_operation smallint[], a_model integer[], a_target integer[], a_price integer[],
-  a_ceiling bigint[], a_tags integer[], a_floor bigint[],
-  skip_locked boolean
+  s_attempt uuid[] DEFAULT '{}', s_state smallint[] DEFAULT '{}', s_why smallint[] DEFAULT '{}',
+  s_cost bigint[] DEFAULT '{}', s_upstream bigint[] DEFAULT '{}',
+  s_input integer[] DEFAULT '{}', s_output integer[] DEFAULT '{}', s_cache_read integer[] DEFAULT '{}',
+  s_write_5m integer[] DEFAULT '{}', s_write_1h integer[] DEFAULT '{}',
+  s_images integer[] DEFAULT '{}', s_guardrail integer[] DEFAULT '{}', s_exact boolean[] DEFAULT '{}',
+  s_price integer[] DEFAULT '{}', s_request text[] DEFAULT '{}',
+  s_status integer[] DEFAULT '{}', s_latency integer[] DEFAULT '{}', s_first_byte integer[] DEFAULT '{}',
+  s_recorder uuid[] DEFAULT '{}',
+  a_attempt uuid[] DEFAULT '{}', a_call uuid[] DEFAULT '{}', a_tenant uuid[] DEFAULT '{}',
+  a_project uuid[] DEFAULT '{}', a_key uuid[] DEFAULT '{}', a_credential uuid[] DEFAULT '{}',
+  a_recorder uuid[] DEFAULT '{}', a_operation smallint[] DEFAULT '{}', a_model integer[] DEFAULT '{}',
+  a_target integer[] DEFAULT '{}', a_price integer[] DEFAULT '{}',
+  a_ceiling bigint[] DEFAULT '{}', a_tags integer[] DEFAULT '{}', a_floor bigint[] DEFAULT '{}',
+  skip_locked boolean DEFAULT false
 ) RETURNS TABLE (
   part text, ord integer, answer smallint, state smallint, budget uuid, settled bigint, reserved bigint,
   limit_nano bigint, resets_at bigint, admitted_at_us bigint, overrun bigint, budgets uuid[]
@@ -69,6 +77,12 @@ DECLARE
   o_state smallint[] := '{}';
   o_overrun bigint[] := '{}';
   o_holds text[] := '{}';
+  -- one element per attempt that is resolved or refunded now, by id
+  r_id uuid[];
+  r_ord integer[];
+  r_cost bigint[];
+  r_upstream bigint[];
+  r_extra integer[];
   v_found record;
   v_fits boolean := true;
   v_hold bigint;
@@ -79,8 +93,8 @@ DECLARE
   v_worst_left bigint;
   v_worst_spent boolean;
 BEGIN
-  IF (SELECT count(*) <> count(DISTINCT u) FROM unnest(a_attempt) AS u)
-     OR (SELECT count(*) <> count(DISTINCT u) FROM unnest(s_attempt) AS u) THEN
+  IF (v_admits > 1 AND (SELECT count(*) <> count(DISTINCT u) FROM unnest(a_attempt) AS u))
+     OR (v_settles > 1 AND (SELECT count(*) <> count(DISTINCT u) FROM unnest(s_attempt) AS u)) THEN
     RAISE EXCEPTION 'an attempt stands twice in one batch' USING ERRCODE = '22023';
   END IF;
 
@@ -101,14 +115,15 @@ BEGIN
           CROSS JOIN LATERAL (
             SELECT coalesce(array_agg(a.id ORDER BY a.id) FILTER (WHERE a.id IS NOT NULL), '{}') AS holds,
                    coalesce(bool_or(a.id IS NULL), false) AS missing
-              FROM budgets b
+              FROM (VALUES ('tenant', c.tenant), ('project', c.project), ('key', c.key)) AS s(scope, subject)
+              CROSS JOIN LATERAL (
+                SELECT b.id FROM budgets b
+                 WHERE b.scope = s.scope AND b.subject = s.subject AND b.deleted_at IS NULL
+                   AND (b.models IS NULL OR c.model = ANY (b.models)) OFFSET 0) AS b
               LEFT JOIN LATERAL (
                 SELECT x.id FROM accounts x
                  WHERE x.budget = b.id AND x.starts_at <= v_now AND x.ends_at > v_now
-                 ORDER BY x.starts_at DESC LIMIT 1) AS a ON true
-             WHERE b.subject = ANY (ARRAY[c.tenant, c.project, c.key]) AND b.deleted_at IS NULL
-               AND b.subject = CASE b.scope WHEN 'tenant' THEN c.tenant WHEN 'project' THEN c.project ELSE c.key END
-               AND (b.models IS NULL OR c.model = ANY (b.models))) AS h
+                 ORDER BY x.starts_at DESC LIMIT 1) AS a ON true) AS h
           CROSS JOIN LATERAL unnest(c.ords) AS o(ord)) AS q;
     SELECT coalesce(array_agg(DISTINCT x), '{}') INTO v_lock
       FROM unnest(v_answer, v_holds) AS w(answer, holds), unnest(w.holds::bigint[]) AS x WHERE w.answer = 0;
@@ -117,15 +132,19 @@ BEGIN
   -- 2. Lock every account of the batch, in one order, and read what it holds now.
   IF v_settles > 0 THEN
     v_lock := v_lock || (SELECT coalesce(array_agg(DISTINCT x), '{}')
-      FROM unnest(s_attempt) AS s(attempt) JOIN attempts t ON t.attempt = s.attempt, unnest(t.holds) AS x);
+      FROM unnest(s_attempt) AS s(attempt)
+      CROSS JOIN LATERAL (SELECT a.holds FROM attempts a WHERE a.attempt = s.attempt OFFSET 0) AS t
+      CROSS JOIN LATERAL unnest(t.holds) AS x);
   END IF;
   IF cardinality(v_lock) > 0 AND skip_locked THEN
     SELECT array_agg(l.id), array_agg(l.budget), array_agg(l.ceiling), array_agg(l.reserved),
            array_agg(l.settled), array_agg(l.ends_at)
       INTO c_id, c_budget, c_limit, c_reserved, c_settled, c_ends
-      FROM (SELECT a.id, a.budget, a.reserved, a.settled + a.overrun AS settled, a.ends_at,
-                   limit_at(a.limit_target, a.boost_amounts, a.boost_untils, v_now) AS ceiling
-              FROM accounts a WHERE a.id = ANY (v_lock) ORDER BY a.id FOR NO KEY UPDATE SKIP LOCKED) AS l;
+      FROM (SELECT DISTINCT k.id FROM unnest(v_lock) AS k(id) ORDER BY k.id) AS k
+      CROSS JOIN LATERAL (
+        SELECT a.id, a.budget, a.reserved, a.settled + a.overrun AS settled, a.ends_at,
+               limit_at(a.limit_target, a.boost_amounts, a.boost_untils, v_now) AS ceiling
+          FROM accounts a WHERE a.id = k.id FOR NO KEY UPDATE SKIP LOCKED) AS l;
     c_id := coalesce(c_id, '{}');
     v_answer := (SELECT coalesce(array_agg(CASE WHEN w.answer = 0 AND NOT w.holds::bigint[] <@ c_id
                                            THEN 6::smallint ELSE w.answer END ORDER BY w.ord), '{}')
@@ -134,9 +153,11 @@ BEGIN
     SELECT array_agg(l.id), array_agg(l.budget), array_agg(l.ceiling), array_agg(l.reserved),
            array_agg(l.settled), array_agg(l.ends_at)
       INTO c_id, c_budget, c_limit, c_reserved, c_settled, c_ends
-      FROM (SELECT a.id, a.budget, a.reserved, a.settled + a.overrun AS settled, a.ends_at,
-                   limit_at(a.limit_target, a.boost_amounts, a.boost_untils, v_now) AS ceiling
-              FROM accounts a WHERE a.id = ANY (v_lock) ORDER BY a.id FOR NO KEY UPDATE) AS l;
+      FROM (SELECT DISTINCT k.id FROM unnest(v_lock) AS k(id) ORDER BY k.id) AS k
+      CROSS JOIN LATERAL (
+        SELECT a.id, a.budget, a.reserved, a.settled + a.overrun AS settled, a.ends_at,
+               limit_at(a.limit_target, a.boost_amounts, a.boost_untils, v_now) AS ceiling
+          FROM accounts a WHERE a.id = k.id FOR NO KEY UPDATE) AS l;
     c_id := coalesce(c_id, '{}');
   END IF;
 
@@ -146,20 +167,22 @@ BEGIN
       SELECT s.*, t.state AS was, t.ceiling, coalesce(t.cost, 0) AS charged,
              coalesce(t.upstream_cost, 0) AS charged_upstream, t.holds, t.extra_entries AS extra,
              t.recorder AS own_recorder
-        FROM unnest(s_attempt, s_state, s_why, s_cost, s_upstream, s_input, s_output, s_cache_read,
+        FROM (SELECT * FROM unnest(s_attempt, s_state, s_why, s_cost, s_upstream, s_input, s_output, s_cache_read,
                     s_write_5m, s_write_1h, s_images, s_guardrail, s_exact, s_price, s_request, s_status,
                     s_latency, s_first_byte, s_recorder) WITH ORDINALITY
              AS s(attempt, state, why, cost, upstream, input, output, cache_read, write_5m, write_1h,
                   images, guardrail, exact, price, request, status, latency, first_byte, recorder, ord)
-        JOIN attempts t ON t.attempt = s.attempt
-       ORDER BY t.attempt FOR NO KEY UPDATE OF t),
+              ORDER BY s.attempt) AS s
+        CROSS JOIN LATERAL (
+          SELECT a.* FROM attempts a WHERE a.attempt = s.attempt FOR NO KEY UPDATE) AS t),
     judged AS MATERIALIZED (
       SELECT h.*, CASE
                WHEN NOT h.holds <@ c_id THEN 5
                WHEN h.was = 0 AND h.state = 2 AND h.recorder <> h.own_recorder THEN 4
                WHEN h.was = 0 THEN 0
                WHEN h.was = 3 AND h.state = 1
-                    AND (h.cost < h.charged OR h.cost > greatest(h.charged, h.ceiling)) THEN 2
+                    AND (least(h.cost, h.ceiling) < least(h.charged, h.ceiling)
+                         OR h.cost > greatest(h.charged, h.ceiling)) THEN 2
                ELSE 1 END AS answer
         FROM held h),
     priced AS MATERIALIZED (
@@ -185,32 +208,42 @@ BEGIN
       SELECT p.attempt, p.extra + CASE WHEN p.answer = 2 AND p.taken < 0 THEN 2 ELSE 1 END, 7, p.over,
              CASE WHEN p.answer = 2 AND p.taken = 0 THEN p.upstream_moved ELSE 0 END, v_now, p.why, 'usage'
         FROM priced p WHERE p.over > 0),
-    resolved AS (
-      UPDATE attempts t
-         SET state = CASE p.answer WHEN 0 THEN p.state ELSE p.was END,
-             why = CASE p.answer WHEN 0 THEN p.why ELSE t.why END,
-             cost = p.charged + p.taken + p.over,
-             upstream_cost = p.charged_upstream + p.upstream_moved,
-             input_tokens = p.input, output_tokens = p.output, cache_read_tokens = p.cache_read,
-             cache_write_5m_tokens = p.write_5m, cache_write_1h_tokens = p.write_1h, images = p.images,
-             guardrail_units = p.guardrail, usage_exact = p.exact, price_final = p.price,
-             upstream_request_id = coalesce(p.request, t.upstream_request_id), status = p.status,
-             latency_ms = p.latency, first_byte_ms = p.first_byte,
-             finished_at = coalesce(t.finished_at, v_now),
-             extra_entries = p.extra + (p.over > 0)::integer + (p.answer = 2 AND p.taken < 0)::integer
-        FROM priced p WHERE t.attempt = p.attempt AND p.answer IN (0, 2)),
     moved AS (
       SELECT x AS id, -sum(p.released)::bigint AS reserved, sum(p.taken)::bigint AS settled, sum(p.over)::bigint AS overrun
         FROM priced p, unnest(p.holds) AS x WHERE p.answer IN (0, 2) GROUP BY x)
-    SELECT q.ord, q.answer, q.state, q.overrun, q.holds, d.id, d.reserved, d.settled, d.overrun
-      INTO o_ord, o_answer, o_state, o_overrun, o_holds, m_id, m_reserved, m_settled, m_overrun
+    SELECT q.ord, q.answer, q.state, q.overrun, q.holds, d.id, d.reserved, d.settled, d.overrun,
+           r.id, r.ord, r.cost, r.upstream, r.extra
+      INTO o_ord, o_answer, o_state, o_overrun, o_holds, m_id, m_reserved, m_settled, m_overrun,
+           r_id, r_ord, r_cost, r_upstream, r_extra
       FROM (SELECT array_agg(p.ord::integer) AS ord, array_agg(p.answer::smallint) AS answer,
                    array_agg(CASE p.answer WHEN 0 THEN p.state ELSE p.was END) AS state,
                    array_agg(p.over) AS overrun,
                    array_agg(CASE WHEN p.answer IN (0, 2) THEN p.holds ELSE '{}' END::text) AS holds
               FROM priced p) AS q,
            (SELECT coalesce(array_agg(m.id), '{}') AS id, array_agg(m.reserved) AS reserved,
-                   array_agg(m.settled) AS settled, array_agg(m.overrun) AS overrun FROM moved m) AS d;
+                   array_agg(m.settled) AS settled, array_agg(m.overrun) AS overrun FROM moved m) AS d,
+           (SELECT coalesce(array_agg(p.attempt ORDER BY p.attempt), '{}') AS id,
+                   array_agg(p.ord::integer ORDER BY p.attempt) AS ord,
+                   array_agg((p.charged + p.taken + p.over)::bigint ORDER BY p.attempt) AS cost,
+                   array_agg((p.charged_upstream + p.upstream_moved)::bigint ORDER BY p.attempt) AS upstream,
+                   array_agg((p.over > 0)::integer + (p.answer = 2 AND p.taken < 0)::integer ORDER BY p.attempt) AS extra
+              FROM priced p WHERE p.answer IN (0, 2)) AS r;
+    IF cardinality(r_id) > 0 THEN
+      UPDATE attempts t
+         SET (state, why, cost, upstream_cost, input_tokens, output_tokens, cache_read_tokens,
+              cache_write_5m_tokens, cache_write_1h_tokens, images, guardrail_units, usage_exact, price_final,
+              upstream_request_id, status, latency_ms, first_byte_ms, finished_at, extra_entries) = (
+               SELECT CASE t.state WHEN 0 THEN s_state[n.ord] ELSE t.state END,
+                      CASE t.state WHEN 0 THEN s_why[n.ord] ELSE t.why END,
+                      r_cost[n.place], r_upstream[n.place], s_input[n.ord], s_output[n.ord], s_cache_read[n.ord],
+                      s_write_5m[n.ord], s_write_1h[n.ord], s_images[n.ord], s_guardrail[n.ord], s_exact[n.ord],
+                      s_price[n.ord], coalesce(s_request[n.ord], t.upstream_request_id), s_status[n.ord],
+                      s_latency[n.ord], s_first_byte[n.ord], coalesce(t.finished_at, v_now),
+                      t.extra_entries + r_extra[n.place]
+                 FROM (SELECT p.place, r_ord[p.place] AS ord
+                         FROM (SELECT width_bucket(t.attempt, r_id) AS place OFFSET 0) AS p OFFSET 0) AS n)
+       WHERE t.attempt = ANY (r_id) AND t.attempt BETWEEN r_id[1] AND r_id[cardinality(r_id)];
+    END IF;
     FOR i IN 1 .. cardinality(m_id) LOOP
       v_place := width_bucket(m_id[i], c_id);
       c_reserved[v_place] := c_reserved[v_place] + m_reserved[i];
@@ -229,7 +262,7 @@ BEGIN
   IF NOT v_fits THEN
     FOR v_place IN
       SELECT w.ord FROM unnest(a_attempt) WITH ORDINALITY AS w(attempt, ord)
-        JOIN attempts t ON t.attempt = w.attempt
+        CROSS JOIN LATERAL (SELECT FROM attempts t WHERE t.attempt = w.attempt OFFSET 0) AS found
     LOOP
       v_answer[v_place] := 1;
     END LOOP;
@@ -265,36 +298,48 @@ BEGIN
 
   -- 5. and 6. Insert the attempts that are in; move money by the rows that were really inserted, so
   -- that a duplicate on another connection reserves nothing twice.
-  WITH taken AS (
-    INSERT INTO attempts (attempt, call, tenant, project, key, credential, recorder, operation, model,
-                          target, price, ceiling, tags, holds, admitted_at)
-    SELECT w.attempt, w.call, w.tenant, w.project, w.key, w.credential, w.recorder, w.operation, w.model,
-           w.target, w.price, w.ceiling, w.tags, w.holds::bigint[], v_now
-      FROM unnest(v_answer, v_holds, a_attempt, a_call, a_tenant, a_project, a_key, a_credential, a_recorder,
-                  a_operation, a_model, a_target, a_price, a_ceiling, a_tags)
-           AS w(answer, holds, attempt, call, tenant, project, key, credential, recorder,
-                operation, model, target, price, ceiling, tags)
-     WHERE w.answer = 0 ORDER BY w.attempt
-    ON CONFLICT (attempt) DO NOTHING RETURNING attempt, ceiling, holds),
-  moved AS (
-    SELECT u.id, sum(u.reserved)::bigint AS reserved, sum(u.settled)::bigint AS settled, sum(u.overrun)::bigint AS overrun
-      FROM (SELECT x AS id, t.ceiling AS reserved, 0 AS settled, 0 AS overrun FROM taken t, unnest(t.holds) AS x
-            UNION ALL SELECT * FROM unnest(m_id, m_reserved, m_settled, m_overrun)) AS u
-     GROUP BY u.id),
-  written AS (
+  IF v_admits = 0 THEN
     UPDATE accounts a
        SET reserved = a.reserved + m.reserved, settled = a.settled + m.settled, overrun = a.overrun + m.overrun,
            limit_effective = greatest(limit_at(a.limit_target, a.boost_amounts, a.boost_untils, v_now),
                                       a.reserved + m.reserved + a.settled + m.settled),
            version = a.version + 1
-      FROM moved m WHERE a.id = m.id)
-  SELECT coalesce(array_agg(t.attempt), '{}') INTO v_inserted FROM taken t;
+      FROM unnest(m_id, m_reserved, m_settled, m_overrun) AS m(id, reserved, settled, overrun)
+     WHERE a.id = m.id AND a.id = ANY (m_id);
+  ELSE
+    WITH taken AS (
+      INSERT INTO attempts (attempt, call, tenant, project, key, credential, recorder, operation, model,
+                            target, price, ceiling, tags, holds, admitted_at)
+      SELECT w.attempt, w.call, w.tenant, w.project, w.key, w.credential, w.recorder, w.operation, w.model,
+             w.target, w.price, w.ceiling, w.tags, w.holds::bigint[], v_now
+        FROM unnest(v_answer, v_holds, a_attempt, a_call, a_tenant, a_project, a_key, a_credential, a_recorder,
+                    a_operation, a_model, a_target, a_price, a_ceiling, a_tags)
+             AS w(answer, holds, attempt, call, tenant, project, key, credential, recorder,
+                  operation, model, target, price, ceiling, tags)
+       WHERE w.answer = 0 ORDER BY w.attempt
+      ON CONFLICT (attempt) DO NOTHING RETURNING attempt, ceiling, holds),
+    moved AS (
+      SELECT u.id, sum(u.reserved)::bigint AS reserved, sum(u.settled)::bigint AS settled, sum(u.overrun)::bigint AS overrun
+        FROM (SELECT x AS id, t.ceiling AS reserved, 0 AS settled, 0 AS overrun FROM taken t, unnest(t.holds) AS x
+              UNION ALL SELECT * FROM unnest(m_id, m_reserved, m_settled, m_overrun)) AS u
+       GROUP BY u.id),
+    written AS (
+      UPDATE accounts a
+         SET reserved = a.reserved + m.reserved, settled = a.settled + m.settled, overrun = a.overrun + m.overrun,
+             limit_effective = greatest(limit_at(a.limit_target, a.boost_amounts, a.boost_untils, v_now),
+                                        a.reserved + m.reserved + a.settled + m.settled),
+             version = a.version + 1
+        FROM moved m WHERE a.id = m.id AND a.id = ANY (c_id))
+    SELECT coalesce(array_agg(t.attempt), '{}') INTO v_inserted FROM taken t;
+  END IF;
 
   -- 7. Whoever was not inserted may have been here before: then that is the answer.
   IF cardinality(v_inserted) < v_admits THEN
     FOR v_found IN
       SELECT w.ord, t.state, t.admitted_at
-        FROM unnest(a_attempt) WITH ORDINALITY AS w(attempt, ord) JOIN attempts t ON t.attempt = w.attempt
+        FROM unnest(a_attempt) WITH ORDINALITY AS w(attempt, ord)
+        CROSS JOIN LATERAL (
+          SELECT a.state, a.admitted_at FROM attempts a WHERE a.attempt = w.attempt OFFSET 0) AS t
        WHERE NOT w.attempt = ANY (v_inserted)
     LOOP
       v_answer[v_found.ord] := 1;

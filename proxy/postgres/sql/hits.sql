@@ -53,6 +53,8 @@ BEGIN
     SELECT w.ord::integer, CASE WHEN found.attempt IS NULL THEN w.answer ELSE 1::smallint END,
            coalesce(found.state, 4::smallint), (extract(epoch FROM coalesce(found.admitted_at, v_now)) * 1000000)::bigint
       FROM unnest(v_answer, a_attempt) WITH ORDINALITY AS w(answer, attempt, ord)
-      LEFT JOIN attempts found ON found.attempt = w.attempt AND NOT w.attempt = ANY (v_inserted);
+      LEFT JOIN LATERAL (
+        SELECT a.attempt, a.state, a.admitted_at FROM attempts a
+         WHERE a.attempt = w.attempt AND NOT w.attempt = ANY (v_inserted) OFFSET 0) AS found ON true;
 END
 $body$;

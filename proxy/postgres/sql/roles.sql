@@ -16,6 +16,9 @@ BEGIN
   EXECUTE format('GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO %I', p_role);
   EXECUTE format('GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO %I', p_role);
   EXECUTE format('REVOKE EXECUTE ON FUNCTION grant_application(name) FROM %I', p_role);
+  IF to_regprocedure('grant_desk(name)') IS NOT NULL THEN
+    EXECUTE format('SELECT grant_desk(%L)', p_role);
+  END IF;
 END
 $body$;
 REVOKE EXECUTE ON FUNCTION grant_application(name) FROM PUBLIC;

@@ -44,13 +44,16 @@ RETURNS TABLE (attempt uuid, answer smallint) LANGUAGE sql AS $body$
   SELECT p_attempts[r.ord], r.answer
     FROM (SELECT cardinality(p_attempts) AS n) AS c,
          LATERAL bank_settle_and_admit(
-           p_attempts, array_fill(3::smallint, ARRAY[n]), array_fill(p_why, ARRAY[n]),
-           array_fill(0::bigint, ARRAY[n]), array_fill(0::bigint, ARRAY[n]),
-           array_fill(0, ARRAY[n]), array_fill(0, ARRAY[n]), array_fill(0, ARRAY[n]), array_fill(0, ARRAY[n]),
-           array_fill(0, ARRAY[n]), array_fill(0, ARRAY[n]), array_fill(0, ARRAY[n]), array_fill(false, ARRAY[n]),
-           array_fill(0, ARRAY[n]), array_fill(NULL::text, ARRAY[n]), array_fill(0, ARRAY[n]),
-           array_fill(0, ARRAY[n]), array_fill(0, ARRAY[n]), array_fill(NULL::uuid, ARRAY[n]),
-           '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', false) AS r
+           s_attempt => p_attempts, s_state => array_fill(3::smallint, ARRAY[n]),
+           s_why => array_fill(p_why, ARRAY[n]), s_cost => array_fill(0::bigint, ARRAY[n]),
+           s_upstream => array_fill(0::bigint, ARRAY[n]), s_input => array_fill(0, ARRAY[n]),
+           s_output => array_fill(0, ARRAY[n]), s_cache_read => array_fill(0, ARRAY[n]),
+           s_write_5m => array_fill(0, ARRAY[n]), s_write_1h => array_fill(0, ARRAY[n]),
+           s_images => array_fill(0, ARRAY[n]), s_guardrail => array_fill(0, ARRAY[n]),
+           s_exact => array_fill(false, ARRAY[n]), s_price => array_fill(0, ARRAY[n]),
+           s_request => array_fill(NULL::text, ARRAY[n]), s_status => array_fill(0, ARRAY[n]),
+           s_latency => array_fill(0, ARRAY[n]), s_first_byte => array_fill(0, ARRAY[n]),
+           s_recorder => array_fill(NULL::uuid, ARRAY[n])) AS r
 $body$;
 
 -- What became of these attempts; unknown ones have no row.
@@ -59,5 +62,6 @@ RETURNS TABLE (attempt uuid, state smallint, recorder uuid, ceiling bigint) LANG
 SET enable_seqscan TO off SET enable_hashjoin TO off SET jit TO off
 AS $body$
   SELECT t.attempt, t.state, t.recorder, t.ceiling
-    FROM unnest(p_attempts) AS p(attempt) JOIN attempts t ON t.attempt = p.attempt
+    FROM unnest(p_attempts) AS p(attempt)
+    CROSS JOIN LATERAL (SELECT * FROM attempts a WHERE a.attempt = p.attempt OFFSET 0) AS t
 $body$;

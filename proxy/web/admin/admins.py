@@ -9,9 +9,7 @@ from uuid import UUID
 from litestar import Controller, Response, delete, get, post
 
 from proxy.clock import uuid7
-from proxy.postgres import admins, tenants
-from proxy.postgres.admins import AdminRecord
-from proxy.postgres.control import MissingError, writing
+from proxy.domain.control import AdminRecord, MissingError
 from proxy.web.admin import paging
 from proxy.web.admin.access import Principal
 from proxy.web.admin.core import PAGE, Cursor, Limit, Office, Page, record, utc, utc_or_none
@@ -30,10 +28,10 @@ class AdminDesk:
         if (body.role == "tenant-admin") != (body.tenant is not None):
             raise invalid("tenant", "a tenant belongs to the role tenant-admin, and to no other")
         minted = self.office.keyring.mint_admin()
-        async with writing(self.office.engine) as db:
-            tenant = None if body.tenant is None else (await tenants.get_tenant(db, body.tenant)).id
-            made = await admins.insert_admin(
-                db, ident=uuid7(), name=body.name, role=body.role, tenant=tenant, digest=minted.digest
+        async with self.office.store.writing() as db:
+            tenant = None if body.tenant is None else (await db.get_tenant(body.tenant)).id
+            made = await db.insert_admin(
+                ident=uuid7(), name=body.name, role=body.role, tenant=tenant, digest=minted.digest
             )
             await record(db, who, "admin.create", f"admin:{made.id}", after=_out(made))
         out = _out(made)
@@ -44,8 +42,8 @@ class AdminDesk:
     async def list(self, who: Principal, limit: int, cursor: str | None) -> Page[AdminOut]:
         who.need_all_tenants()
         after = paging.decode_id(cursor)
-        async with self.office.engine.connect() as db:
-            found = await admins.list_admins(db, after=after, limit=limit + 1)
+        async with self.office.store.reading() as db:
+            found = await db.list_admins(after=after, limit=limit + 1)
         return Page(
             items=[_out(row) for row in found[:limit]],
             next=paging.encode(str(found[limit - 1].id)) if len(found) > limit else None,
@@ -54,11 +52,11 @@ class AdminDesk:
     async def revoke(self, who: Principal, ident: UUID) -> None:
         """Dead at once: nothing caches admin keys."""
         who.need_all_tenants()
-        async with writing(self.office.engine) as db:
-            before = await admins.get_admin(db, ident)
+        async with self.office.store.writing() as db:
+            before = await db.get_admin(ident)
             if before.revoked_at is not None:
                 raise MissingError("admin")
-            await admins.revoke_admin(db, ident)
+            await db.revoke_admin(ident)
             await record(db, who, "admin.revoke", f"admin:{ident}", before=_out(before))
 
 
@@ -69,8 +67,8 @@ class PostgresAdmins:
         self._office = office
 
     async def admin_by_digest(self, digests: tuple[bytes, ...]) -> Principal | None:
-        async with self._office.engine.connect() as db:
-            found = await admins.find_admin(db, digests)
+        async with self._office.store.reading() as db:
+            found = await db.find_admin(digests)
         if found is None:
             return None
         return Principal(

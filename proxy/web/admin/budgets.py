@@ -8,12 +8,9 @@ from typing import Any, cast
 from uuid import UUID
 
 from litestar import Controller, Response, delete, get, patch, post
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.clock import uuid7
-from proxy.postgres import budgets
-from proxy.postgres.budgets import AdjustmentRecord, BudgetRecord
-from proxy.postgres.control import writing
+from proxy.domain.control import AdjustmentRecord, BudgetRecord, NewBudget
 from proxy.web.admin import paging
 from proxy.web.admin.access import Principal, of_own_tenant
 from proxy.web.admin.core import (
@@ -33,6 +30,7 @@ from proxy.web.admin.core import (
 )
 from proxy.web.admin.limits import ScopeFilter, TenantFilter, filters, may_govern, own_scope
 from proxy.web.admin.problems import invalid
+from proxy.web.admin.store import Session
 from proxy.web.schemas import (
     USD_MAX,
     AdjustmentIn,
@@ -53,23 +51,23 @@ class BudgetDesk:
 
     async def create(self, who: Principal, body: BudgetIn) -> tuple[BudgetOut, int]:
         """It starts at 0 now; money spent before is no concern of it."""
-        new = budgets.NewBudget(
+        new = NewBudget(
             period=body.period,
             limit_nano=_money("limit_usd", body.limit_usd),
             models=self.office.known_models(body.models),
             on_short=body.on_short,
             thresholds=_thresholds(body.thresholds),
         )
-        async with writing(self.office.engine) as db:
+        async with self.office.store.writing() as db:
             scope = await own_scope(db, who, body.scope)
             may_govern(who, scope.kind)
-            made = await budgets.insert_budget(db, uuid7(), scope, new)
+            made = await db.insert_budget(uuid7(), scope, new)
             out = budget_out(made)
             await record(db, who, "budget.create", f"budget:{made.id}", after=out)
         return out, made.version
 
     async def read(self, who: Principal, ident: UUID) -> tuple[BudgetOut, int]:
-        async with self.office.engine.connect() as db:
+        async with self.office.store.reading() as db:
             found = await _own_budget(db, who, ident)
         return budget_out(found), found.version
 
@@ -77,10 +75,9 @@ class BudgetDesk:
         self, who: Principal, scope: str | None, tenant: str | None, limit: int, cursor: str | None
     ) -> Page[BudgetOut]:
         after = paging.decode_id(cursor)
-        async with self.office.engine.connect() as db:
+        async with self.office.store.reading() as db:
             tenant_id, subject = await filters(db, who, scope, tenant)
-            found = await budgets.list_budgets(
-                db,
+            found = await db.list_budgets(
                 tenant=tenant_id,
                 subjects=None if subject is None else [subject],
                 after=after,
@@ -100,17 +97,17 @@ class BudgetDesk:
             changes["limit_nano"] = _money("limit_usd", changes.pop("limit_usd"))
         if "thresholds" in changes:
             changes["thresholds"] = _thresholds(changes["thresholds"])
-        async with writing(self.office.engine) as db:
+        async with self.office.store.writing() as db:
             before = await self._locked(db, who, ident, version)
-            after = await budgets.update_budget(db, ident, changes)
+            after = await db.update_budget(ident, changes)
             out = budget_out(after)
             await record(db, who, "budget.change", f"budget:{ident}", before=budget_out(before), after=out)
         return out, after.version
 
     async def delete(self, who: Principal, ident: UUID, version: int | None) -> None:
-        async with writing(self.office.engine) as db:
+        async with self.office.store.writing() as db:
             before = await self._locked(db, who, ident, version)
-            await budgets.delete_budget(db, ident)
+            await db.delete_budget(ident)
             await record(db, who, "budget.delete", f"budget:{ident}", before=budget_out(before))
 
     async def adjust(self, who: Principal, ident: UUID, body: AdjustmentIn) -> AdjustmentOut:
@@ -120,10 +117,9 @@ class BudgetDesk:
         until = aware("until", body.until)
         if until is not None and until.timestamp() <= self.office.clock():
             raise invalid("until", "until is not in the future")
-        async with writing(self.office.engine) as db:
+        async with self.office.store.writing() as db:
             await self._locked(db, who, ident, None)
-            made = await budgets.insert_adjustment(
-                db, ident=uuid7(), budget=ident, amount=amount, until=until, reason=body.reason,
+            made = await db.insert_adjustment(ident=uuid7(), budget=ident, amount=amount, until=until, reason=body.reason,
                 actor=f"{who.role}:{who.name}",
             )  # fmt: skip
             out = adjustment_out(made)
@@ -134,26 +130,24 @@ class BudgetDesk:
         self, who: Principal, ident: UUID, limit: int, cursor: str | None
     ) -> Page[AdjustmentOut]:
         after = paging.decode_id(cursor)
-        async with self.office.engine.connect() as db:
+        async with self.office.store.reading() as db:
             await _own_budget(db, who, ident)
-            found = await budgets.list_adjustments(db, ident, after=after, limit=limit + 1)
+            found = await db.list_adjustments(ident, after=after, limit=limit + 1)
         return Page(
             items=[adjustment_out(row) for row in found[:limit]],
             next=paging.encode(str(found[limit - 1].id)) if len(found) > limit else None,
         )
 
-    async def _locked(
-        self, db: AsyncConnection, who: Principal, ident: UUID, version: int | None
-    ) -> BudgetRecord:
+    async def _locked(self, db: Session, who: Principal, ident: UUID, version: int | None) -> BudgetRecord:
         await _own_budget(db, who, ident)
-        found = await budgets.lock_budget(db, ident, version=version)
+        found = await db.lock_budget(ident, version=version)
         may_govern(who, found.scope.partition(":")[0])
         return found
 
 
-async def _own_budget(db: AsyncConnection, who: Principal, ident: UUID) -> BudgetRecord:
+async def _own_budget(db: Session, who: Principal, ident: UUID) -> BudgetRecord:
     """Raises `MissingError`, also for another tenant's budget."""
-    found = await budgets.get_budget(db, ident)
+    found = await db.get_budget(ident)
     of_own_tenant(who, found.tenant, "budget")
     return found
 

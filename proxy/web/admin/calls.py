@@ -9,16 +9,15 @@ from uuid import UUID
 
 from litestar import Controller, get
 from litestar.params import Parameter
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from proxy.domain.control import CallFilter, CallRecord
 from proxy.domain.ledger import State
-from proxy.postgres import issued, records, tenants
-from proxy.postgres.ledger import CallFilter, CallRecord, PostgresLedger
 from proxy.web.admin import paging
 from proxy.web.admin.access import Principal, of_own_tenant
 from proxy.web.admin.core import PAGE, Cursor, Limit, Office, Page, aware, utc, utc_or_none
 from proxy.web.admin.problems import invalid, not_found
 from proxy.web.admin.shapes import AuditOut, CallOut, EntryOut, RefusalOut, TrailCheckOut, UsageOut
+from proxy.web.admin.store import Session
 from proxy.web.admin.tenants import own_tenant
 from proxy.web.schemas import OutcomeName, usd
 
@@ -48,9 +47,9 @@ class CallDesk:
 
     async def list(self, who: Principal, query: CallQuery, limit: int, cursor: str | None) -> Page[CallOut]:
         before = paging.decode_id(cursor)
-        async with self.office.engine.connect() as db:
+        async with self.office.store.reading() as db:
             where = await call_filter(db, who, query)
-        found = await PostgresLedger(self.office.engine).calls(where, limit=limit + 1, before=before)
+        found = await self.office.store.calls(where, limit=limit + 1, before=before)
         return Page(
             items=[call_out(row) for row in found[:limit]],
             next=paging.encode(str(found[limit - 1].attempt)) if len(found) > limit else None,
@@ -58,11 +57,10 @@ class CallDesk:
 
     async def read(self, who: Principal, attempt: UUID) -> CallOut:
         """With every entry about its money."""
-        ledger = PostgresLedger(self.office.engine)
-        found = await ledger.call(attempt, tenant=who.tenant)
+        found = await self.office.store.call(attempt, tenant=who.tenant)
         if found is None:
             raise not_found("call")
-        entries = await ledger.entries(attempt)
+        entries = await self.office.store.entries(attempt)
         out = call_out(found)
         out.entries = [
             EntryOut(
@@ -77,10 +75,9 @@ class CallDesk:
         self, who: Principal, tenant: str | None, group_by: str, since: Since, until: Until, limit: int
     ) -> Page[RefusalOut]:
         groups = split(group_by, REFUSAL_KEYS)
-        async with self.office.engine.connect() as db:
+        async with self.office.store.reading() as db:
             tenant_id = who.tenant if tenant is None else (await own_tenant(db, who, tenant)).id
-            found = await records.refusals(
-                db, cast("Any", groups), tenant=tenant_id, since=aware("since", since),
+            found = await db.refusals(cast("Any", groups), tenant=tenant_id, since=aware("since", since),
                 until=aware("until", until), limit=limit,
             )  # fmt: skip
         return Page(items=[RefusalOut(**row) for row in found])
@@ -90,8 +87,8 @@ class CallDesk:
     ) -> Page[AuditOut]:
         who.need_all_tenants()
         before = paging.decode(cursor, int)
-        async with self.office.engine.connect() as db:
-            found = await records.trail(db, thing=thing, before=before, limit=limit + 1)
+        async with self.office.store.reading() as db:
+            found = await db.trail(thing=thing, before=before, limit=limit + 1)
         return Page(
             items=[
                 AuditOut(
@@ -105,12 +102,12 @@ class CallDesk:
 
     async def verify_trail(self, who: Principal) -> TrailCheckOut:
         who.need_all_tenants()
-        async with self.office.engine.connect() as db:
-            first_bad = await records.trail_first_bad(db)
+        async with self.office.store.reading() as db:
+            first_bad = await db.trail_first_bad()
         return TrailCheckOut(intact=first_bad is None, first_bad=first_bad)
 
 
-async def call_filter(db: AsyncConnection, who: Principal, query: CallQuery) -> CallFilter:
+async def call_filter(db: Session, who: Principal, query: CallQuery) -> CallFilter:
     """Names made into ids. Raises the 404 of whatever does not exist for this principal."""
     tenant, project = who.tenant, None
     if query.tenant is not None:
@@ -119,9 +116,9 @@ async def call_filter(db: AsyncConnection, who: Principal, query: CallQuery) -> 
         slug = query.tenant or who.tenant_slug
         if slug is None:
             raise invalid("project", "name the project's tenant too")
-        project = (await tenants.get_project(db, slug, query.project)).id
+        project = (await db.get_project(slug, query.project)).id
     if query.key is not None:
-        key = await issued.get_key(db, query.key)
+        key = await db.get_key(query.key)
         of_own_tenant(who, key.tenant, "key")
         if tenant is None:
             tenant = key.tenant  # the index is by tenant
@@ -154,6 +151,7 @@ def call_out(row: CallRecord) -> CallOut:
         project=row.project_slug,
         key=row.key,
         operation=row.operation.label,
+        kind="probe" if row.operation.probe else "call",
         model=row.model,
         target=row.target,
         outcome=cast("OutcomeName", row.outcome.name),

@@ -12,15 +12,15 @@ import msgspec
 from litestar import Response
 from litestar.params import Parameter
 from msgspec import UNSET, Struct
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from proxy.domain.catalogue import Model
+from proxy.domain.control import VersionError
 from proxy.keys import Keyring
 from proxy.policyfile.plans import Plan
-from proxy.postgres.control import VersionError, audit
 from proxy.web.admin.access import Principal
 from proxy.web.admin.paging import LIMIT_DEFAULT, LIMIT_MAX
 from proxy.web.admin.problems import invalid
+from proxy.web.admin.store import Session, Store
 
 T = TypeVar("T")
 Changes = dict[str, Any]
@@ -56,7 +56,7 @@ class Policies(Protocol):
 class Office:
     """Collaborators of all desks. `policies` gives the set in force now; `clock` unix seconds."""
 
-    engine: AsyncEngine
+    store: Store
     keyring: Keyring
     policies: Callable[[], Policies]
     clock: Callable[[], float]
@@ -120,7 +120,7 @@ def builtins(value: Struct) -> dict[str, Any]:
 
 
 async def record(
-    db: AsyncConnection,
+    db: Session,
     who: Principal,
     action: str,
     thing: str,
@@ -129,8 +129,7 @@ async def record(
     after: Struct | None = None,
 ) -> None:
     """The audit record of a write, as its last statement."""
-    await audit(
-        db,
+    await db.audit(
         f"{who.role}:{who.name}",
         action,
         thing,

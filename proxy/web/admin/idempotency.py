@@ -21,7 +21,6 @@ from litestar.middleware import ASGIMiddleware
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxy.keys import SealError
-from proxy.postgres.repeats import PostgresRepeats
 from proxy.web.admin.access import Principal
 from proxy.web.admin.core import Office
 from proxy.web.admin.problems import Problem, Replay, conflict, invalid
@@ -47,7 +46,7 @@ class Claim:
         return f"{self.principal}|{self.key}"
 
     async def settle(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
-        repeats = PostgresRepeats(self.office.engine)
+        repeats = self.office.store.repeats
         if status >= 400:
             await repeats.release(self.principal, self.key)
             return
@@ -67,7 +66,7 @@ async def claim(connection: ASGIConnection[Any, Any, Any, Any], who: Principal, 
     target = f"POST {connection.scope['path']}\n".encode()
     request_hash = hashlib.sha256(target + await connection.body()).digest()
     mine = Claim(office, who.ident, given[0])
-    first = await PostgresRepeats(office.engine).claim(mine.principal, mine.key, request_hash)
+    first = await office.store.repeats.claim(mine.principal, mine.key, request_hash)
     if first is None:
         connection.scope["state"][_CLAIM] = mine
         return

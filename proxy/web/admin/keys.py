@@ -9,14 +9,10 @@ from uuid import UUID
 
 from litestar import Controller, Response, get, patch, post
 from litestar.params import Parameter
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.clock import uuid7
+from proxy.domain.control import CredentialRecord, KeyRecord, NewCredential, ScopeRef
 from proxy.keys import AccessKey, Minted, Place
-from proxy.postgres import issued, tenants
-from proxy.postgres.control import writing
-from proxy.postgres.issued import CredentialRecord, KeyRecord
-from proxy.postgres.scopes import ScopeRef
 from proxy.web.admin import paging
 from proxy.web.admin.access import Principal, of_own_tenant
 from proxy.web.admin.core import (
@@ -35,6 +31,7 @@ from proxy.web.admin.core import (
     utc_or_none,
 )
 from proxy.web.admin.problems import conflict, invalid
+from proxy.web.admin.store import Session
 from proxy.web.admin.templates import materialise
 from proxy.web.admin.tenants import own_tenant
 from proxy.web.schemas import (
@@ -64,11 +61,10 @@ class KeyDesk:
     async def issue(self, who: Principal, body: KeyIn) -> tuple[IssuedKeyOut, int]:
         self._check(body.expires_at, body.overrides)
         ident = uuid7()
-        async with writing(self.office.engine) as db:
+        async with self.office.store.writing() as db:
             tenant = await own_tenant(db, who, body.tenant)
-            project = await tenants.get_project(db, body.tenant, body.project) if body.project else None
-            await issued.insert_key(
-                db, id=ident, tenant=tenant.id, project=None if project is None else project.id,
+            project = await db.get_project(body.tenant, body.project) if body.project else None
+            await db.insert_key(ident=ident, tenant=tenant.id, project=None if project is None else project.id,
                 name=body.name, expires_at=body.expires_at, overrides=body.overrides or {},
             )  # fmt: skip
             secrets = await self._credential(db, tenant.id, ident, sigv4=body.sigv4)
@@ -77,12 +73,12 @@ class KeyDesk:
                 time_zone=tenant.time_zone,
             )  # fmt: skip
             await materialise(db, self.office, tenant.plan, scope)
-            made = await issued.get_key(db, ident)
+            made = await db.get_key(ident)
             await record(db, who, "key.issue", f"key:{ident}", after=key_out(made))
         return _with_secrets(made, secrets), made.version
 
     async def read(self, who: Principal, ident: UUID) -> tuple[KeyOut, int]:
-        async with self.office.engine.connect() as db:
+        async with self.office.store.reading() as db:
             found = await _own_key(db, who, ident)
         return key_out(found), found.version
 
@@ -96,7 +92,7 @@ class KeyDesk:
         cursor: str | None,
     ) -> Page[KeyOut]:
         after = paging.decode_id(cursor)
-        async with self.office.engine.connect() as db:
+        async with self.office.store.reading() as db:
             tenant_id = who.tenant
             project_id: UUID | None = None
             if tenant is not None:
@@ -105,9 +101,9 @@ class KeyDesk:
                 slug = tenant or who.tenant_slug
                 if slug is None:
                     raise invalid("project", "name the project's tenant too")
-                project_id = (await tenants.get_project(db, slug, project)).id
-            found = await issued.list_keys(
-                db, tenant=tenant_id, project=project_id, status=status, after=after, limit=limit + 1
+                project_id = (await db.get_project(slug, project)).id
+            found = await db.list_keys(
+                tenant=tenant_id, project=project_id, status=status, after=after, limit=limit + 1
             )
         return Page(
             items=[key_out(row) for row in found[:limit]],
@@ -131,46 +127,46 @@ class KeyDesk:
 
     async def revoke(self, who: Principal, ident: UUID) -> tuple[KeyOut, int]:
         """For good, and idempotent."""
-        async with writing(self.office.engine) as db:
+        async with self.office.store.writing() as db:
             before = await _own_key(db, who, ident, lock=True)
             if before.status == "revoked":
                 return key_out(before), before.version
-            await issued.revoke_credentials(db, ident)
-            after = await issued.update_key(db, before, {"status": "revoked"}, version=None)
+            await db.revoke_credentials(ident)
+            after = await db.update_key(before, {"status": "revoked"}, version=None)
             out = key_out(after)
             await record(db, who, "key.revoke", f"key:{ident}", before=key_out(before), after=out)
         return out, after.version
 
     async def rotate(self, who: Principal, ident: UUID, grace_seconds: int) -> tuple[IssuedKeyOut, int]:
         """New secrets under the same key; those before work until the grace ends."""
-        async with writing(self.office.engine) as db:
+        async with self.office.store.writing() as db:
             before = await _own_key(db, who, ident, lock=True)
             if before.status == "revoked":
                 raise conflict("a revoked key has no more secrets; issue a new key")
             sigv4 = any(one.access_key_id for one in before.credentials) or not before.credentials
-            await issued.retire_credentials(db, ident, dt.timedelta(seconds=grace_seconds))
+            await db.retire_credentials(ident, dt.timedelta(seconds=grace_seconds))
             secrets = await self._credential(db, before.tenant, ident, sigv4=sigv4)
-            after = await issued.get_key(db, ident)
+            after = await db.get_key(ident)
             await record(db, who, "key.rotate", f"key:{ident}", before=key_out(before), after=key_out(after))
         return _with_secrets(after, secrets), after.version
 
     async def _write(
         self, who: Principal, ident: UUID, action: str, changes: dict[str, Any], version: int | None
     ) -> tuple[KeyOut, int]:
-        async with writing(self.office.engine) as db:
+        async with self.office.store.writing() as db:
             before = await _own_key(db, who, ident, lock=True)
             if before.status == "revoked":
                 raise conflict("a revoked key stays revoked; issue a new key")
-            after = await issued.update_key(db, before, changes, version=version)
+            after = await db.update_key(before, changes, version=version)
             out = key_out(after)
             await record(db, who, action, f"key:{ident}", before=key_out(before), after=out)
         return out, after.version
 
-    async def _credential(self, db: AsyncConnection, tenant: UUID, key: UUID, *, sigv4: bool) -> Secrets:
+    async def _credential(self, db: Session, tenant: UUID, key: UUID, *, sigv4: bool) -> Secrets:
         keyring = self.office.keyring
         bearer, pair = keyring.mint_bearer(), keyring.mint_access_key() if sigv4 else None
         place = Place(tenant=tenant, key=key, credential=uuid7(), version=1)
-        new = issued.NewCredential(
+        new = NewCredential(
             id=place.credential,
             bearer_digest=bearer.digest,
             bearer_prefix=bearer.prefix,
@@ -180,7 +176,7 @@ class KeyDesk:
             sigv4_ciphertext=None if pair is None else keyring.seal(pair.secret, place),
             data_key_id=None if pair is None else keyring.generation,
         )
-        await issued.insert_credential(db, key, new)
+        await db.insert_credential(key, new)
         return Secrets(bearer, pair)
 
     def _check(self, expires_at: dt.datetime | None, overrides: dict[str, Any] | None) -> None:
@@ -190,9 +186,9 @@ class KeyDesk:
         self.office.policies().check_overrides(overrides)
 
 
-async def _own_key(db: AsyncConnection, who: Principal, ident: UUID, *, lock: bool = False) -> KeyRecord:
+async def _own_key(db: Session, who: Principal, ident: UUID, *, lock: bool = False) -> KeyRecord:
     """Raises `MissingError`, also for another tenant's key."""
-    found = await issued.get_key(db, ident, lock=lock)
+    found = await db.get_key(ident, lock=lock)
     of_own_tenant(who, found.tenant, "key")
     return found
 

@@ -8,12 +8,9 @@ from uuid import UUID
 
 from litestar import Controller, Response, delete, get, patch, post
 from litestar.params import Parameter
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.clock import uuid7
-from proxy.postgres import limits, scopes
-from proxy.postgres.control import writing
-from proxy.postgres.limits import LimitRecord
+from proxy.domain.control import LimitRecord, ScopeRef
 from proxy.web.admin import paging
 from proxy.web.admin.access import Principal, of_own_tenant
 from proxy.web.admin.core import (
@@ -30,6 +27,7 @@ from proxy.web.admin.core import (
     utc,
 )
 from proxy.web.admin.problems import invalid
+from proxy.web.admin.store import Session
 from proxy.web.admin.tenants import own_tenant
 from proxy.web.schemas import LimitIn, LimitOut, LimitPatch, Mode
 
@@ -55,16 +53,16 @@ class LimitDesk:
             "mode": body.mode or "enforce",
         }
         _limits_something(values)
-        async with writing(self.office.engine) as db:
+        async with self.office.store.writing() as db:
             scope = await own_scope(db, who, body.scope)
             may_govern(who, scope.kind)
-            made = await limits.insert_limit(db, uuid7(), scope, values)
+            made = await db.insert_limit(uuid7(), scope, values)
             out = limit_out(made)
             await record(db, who, "limit.create", f"limit:{made.id}", after=out)
         return out, made.version
 
     async def read(self, who: Principal, ident: UUID) -> tuple[LimitOut, int]:
-        async with self.office.engine.connect() as db:
+        async with self.office.store.reading() as db:
             found = await _own_limit(db, who, ident)
         return limit_out(found), found.version
 
@@ -72,11 +70,9 @@ class LimitDesk:
         self, who: Principal, scope: str | None, tenant: str | None, limit: int, cursor: str | None
     ) -> Page[LimitOut]:
         after = paging.decode_id(cursor)
-        async with self.office.engine.connect() as db:
+        async with self.office.store.reading() as db:
             tenant_id, subject = await filters(db, who, scope, tenant)
-            found = await limits.list_limits(
-                db, tenant=tenant_id, subject=subject, after=after, limit=limit + 1
-            )
+            found = await db.list_limits(tenant=tenant_id, subject=subject, after=after, limit=limit + 1)
         return Page(
             items=[limit_out(row) for row in found[:limit]],
             next=paging.encode(str(found[limit - 1].id)) if len(found) > limit else None,
@@ -88,20 +84,20 @@ class LimitDesk:
         changes = given(body)
         if "models" in changes:
             changes["models"] = self.office.known_models(changes["models"])
-        async with writing(self.office.engine) as db:
+        async with self.office.store.writing() as db:
             before = await _own_limit(db, who, ident, lock=True)
             may_govern(who, before.scope.partition(":")[0])
             _limits_something({name: getattr(before, name) for name in _DIMENSIONS} | changes)
-            after = await limits.update_limit(db, before, changes, version=version)
+            after = await db.update_limit(before, changes, version=version)
             out = limit_out(after)
             await record(db, who, "limit.change", f"limit:{ident}", before=limit_out(before), after=out)
         return out, after.version
 
     async def delete(self, who: Principal, ident: UUID, version: int | None) -> None:
-        async with writing(self.office.engine) as db:
+        async with self.office.store.writing() as db:
             before = await _own_limit(db, who, ident, lock=True)
             may_govern(who, before.scope.partition(":")[0])
-            await limits.delete_limit(db, before, version=version)
+            await db.delete_limit(before, version=version)
             await record(db, who, "limit.delete", f"limit:{ident}", before=limit_out(before))
 
 
@@ -111,15 +107,15 @@ def may_govern(who: Principal, scope: str) -> None:
         who.need_all_tenants()
 
 
-async def own_scope(db: AsyncConnection, who: Principal, name: str) -> scopes.ScopeRef:
+async def own_scope(db: Session, who: Principal, name: str) -> ScopeRef:
     """Raises `MissingError`, also for another tenant's scope."""
-    found = await scopes.resolve(db, name)
+    found = await db.resolve_scope(name)
     of_own_tenant(who, found.tenant, f"scope {name!r}")
     return found
 
 
 async def filters(
-    db: AsyncConnection, who: Principal, scope: str | None, tenant: str | None
+    db: Session, who: Principal, scope: str | None, tenant: str | None
 ) -> tuple[UUID | None, UUID | None]:
     """(tenant, subject) that a list is narrowed to; a tenant-admin's is always its own."""
     subject = None if scope is None else (await own_scope(db, who, scope)).subject
@@ -127,8 +123,8 @@ async def filters(
     return tenant_id, subject
 
 
-async def _own_limit(db: AsyncConnection, who: Principal, ident: UUID, *, lock: bool = False) -> LimitRecord:
-    found = await limits.get_limit(db, ident, lock=lock)
+async def _own_limit(db: Session, who: Principal, ident: UUID, *, lock: bool = False) -> LimitRecord:
+    found = await db.get_limit(ident, lock=lock)
     of_own_tenant(who, found.tenant, "limit")
     return found
 

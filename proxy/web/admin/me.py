@@ -11,14 +11,11 @@ from litestar import Controller, get
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 from litestar.types import Guard
-from sqlalchemy import select
 
+from proxy.domain.control import CallFilter
 from proxy.domain.policy import Limit
 from proxy.domain.tenant import Caller
 from proxy.errors import Unavailable
-from proxy.postgres import budgets
-from proxy.postgres.ledger import CallFilter, PostgresLedger
-from proxy.postgres.tables import Tenant
 from proxy.web.admin.access import refuse_unknown_parameters
 from proxy.web.admin.budgets import budget_out
 from proxy.web.admin.calls import Since, Until
@@ -68,8 +65,8 @@ class MyDesk:
     async def me(self, caller: Caller) -> MeOut:
         policy = caller.policy
         scopes = [one for one in (caller.tenant, caller.project, caller.key) if one is not None]
-        async with self.office.engine.connect() as db:
-            found = await budgets.list_budgets(db, tenant=caller.tenant, subjects=scopes, limit=_BUDGETS_MAX)
+        async with self.office.store.reading() as db:
+            found = await db.list_budgets(tenant=caller.tenant, subjects=scopes, limit=_BUDGETS_MAX)
         return MeOut(
             tenant=caller.tenant_slug,
             project=caller.project_slug,
@@ -92,16 +89,16 @@ class MyDesk:
         until = aware("until", until) or now
         since = aware("since", since) or await self._month_began(caller, now)
         where = CallFilter(tenant=caller.tenant, key=caller.key, since=since, until=until)
-        report = await spend_report(PostgresLedger(self.office.engine), ("model",), where, "UTC")
+        report = await spend_report(self.office.store, ("model",), where, "UTC")
         return MyUsageOut(since=since, until=until, cost_usd=report.total_usd, items=report.items)
 
     def limits(self, caller: Caller) -> Page[MyLimitOut]:
         return Page(items=[_limit_out(limit) for limit in caller.policy.limits])
 
     async def _month_began(self, caller: Caller, now: dt.datetime) -> dt.datetime:
-        async with self.office.engine.connect() as db:
-            zone = await db.scalar(select(Tenant.time_zone).where(Tenant.id == caller.tenant))
-        local = now.astimezone(ZoneInfo(zone or "UTC"))
+        async with self.office.store.reading() as db:
+            zone = await db.time_zone_of(caller.tenant)
+        local = now.astimezone(ZoneInfo(zone))
         return utc(local.replace(day=1, hour=0, minute=0, second=0, microsecond=0, fold=0))
 
 

@@ -16,11 +16,9 @@ from uuid import uuid4
 import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from proxy.domain.control import ControlError, MissingError, RangeError, VersionError
 from proxy.errors import BankAway, ConfigurationError, Refusal, Unauthenticated, Unavailable
-from proxy.postgres.control import ControlError, MissingError, VersionError, sqlstate
 from proxy.web.schemas import FieldError, ProblemOut
 
 log = logging.getLogger(__name__)
@@ -138,6 +136,8 @@ def _from_control(error: ControlError) -> Problem:
         return not_found(str(error))
     if isinstance(error, VersionError):
         return Problem(412, "changed-meanwhile", str(error))
+    if isinstance(error, RangeError):
+        return Problem(400, "invalid", str(error))
     return conflict(str(error))
 
 
@@ -148,12 +148,6 @@ def _from_refusal(error: Refusal) -> Problem:
     if isinstance(error, Unavailable):
         return _unavailable(str(error))
     return Problem(403, error.reason.replace("_", "-"), str(error))
-
-
-#: lock and statement time-outs, serialization failures, deadlocks: all pass by themselves
-_BUSY = frozenset({"55P03", "57014", "40001", "40P01", "53300", "57P01", "57P02", "57P03"})
-_OUT_OF_RANGE = frozenset({"22003", "22008", "22021", "22P05"})
-_AWAY = (BankAway, InterfaceError, OperationalError, PoolTimeoutError, OSError, TimeoutError)
 
 
 def _known(error: Exception) -> Problem | None:
@@ -167,11 +161,8 @@ def _known(error: Exception) -> Problem | None:
         return _from_refusal(error)
     if isinstance(error, ConfigurationError):
         return Problem(400, "invalid", str(error))
-    state = sqlstate(error)
-    if state in _OUT_OF_RANGE:
-        return Problem(400, "invalid", "a number, a time or a character is out of range")
-    if state in _BUSY or isinstance(error, _AWAY) or getattr(error, "connection_invalidated", False):
-        log.warning("admin request failed for now: %s %s", type(error).__name__, state)
+    if isinstance(error, BankAway):
+        log.warning("admin request failed for now: %s", error)
         return _unavailable()
     return None
 

@@ -15,13 +15,14 @@ from litestar.openapi import ResponseSpec
 from litestar.params import Parameter
 from msgspec import UNSET
 
+from proxy.domain.control import CallFilter
 from proxy.domain.ledger import Operation, State
-from proxy.postgres.ledger import CallFilter, PostgresLedger
 from proxy.web.admin.access import Principal
 from proxy.web.admin.calls import CallQuery, ProjectSlug, Since, Slug, Until, call_filter, split
 from proxy.web.admin.core import Office, Page
 from proxy.web.admin.problems import invalid
 from proxy.web.admin.shapes import ModelOut, PlanOut, SpendOut, SpendReportOut
+from proxy.web.admin.store import Store
 from proxy.web.schemas import usd
 
 GROUPS = ("tenant", "project", "key", "model", "day", "outcome", "operation", "tags")
@@ -45,9 +46,9 @@ class ReportDesk:
             groups = ("tenant", *groups)  # a project's slug says nothing without its tenant's
         if time_zone not in available_timezones():
             raise invalid("time_zone", f"there is no time zone {time_zone!r} in the IANA database")
-        async with self.office.engine.connect() as db:
+        async with self.office.store.reading() as db:
             where = await call_filter(db, who, query)
-        return groups, await spend_report(PostgresLedger(self.office.engine), groups, where, time_zone)
+        return groups, await spend_report(self.office.store, groups, where, time_zone)
 
     def models(self) -> Page[ModelOut]:
         models = self.office.policies().models
@@ -73,9 +74,9 @@ class ReportDesk:
 
 
 async def spend_report(
-    ledger: PostgresLedger, groups: tuple[str, ...], where: CallFilter, time_zone: str
+    store: Store, groups: tuple[str, ...], where: CallFilter, time_zone: str
 ) -> SpendReportOut:
-    rows = await ledger.spend(cast("Any", groups), where, zone=time_zone, limit=ROWS_MAX + 1)
+    rows = await store.spend(cast("Any", groups), where, zone=time_zone, limit=ROWS_MAX + 1)
     return SpendReportOut(
         items=[_spend_out(groups, row) for row in rows[:ROWS_MAX]],
         total_usd=usd(sum(row["cost"] for row in rows[:ROWS_MAX])),

@@ -14,7 +14,6 @@ from litestar.connection import ASGIConnection
 from litestar.di import Provide
 from litestar.handlers import BaseRouteHandler
 from litestar.types import Guard
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from proxy.domain.tenant import Caller
 from proxy.keys import Keyring
@@ -32,6 +31,7 @@ from proxy.web.admin.openapi import document
 from proxy.web.admin.problems import not_found
 from proxy.web.admin.reports import ReportController, ReportDesk
 from proxy.web.admin.request import BODY_BYTES_MAX, StrictRequest
+from proxy.web.admin.store import Store
 from proxy.web.admin.tenants import TenantController, TenantDesk
 from proxy.web.auth import KeyAuthenticator
 
@@ -39,6 +39,19 @@ PREFIX = "/admin/v1"
 _EVERY_METHOD = [HttpMethod.GET, HttpMethod.POST, HttpMethod.PUT, HttpMethod.PATCH, HttpMethod.DELETE]
 
 on_error = problems.handle
+ErrorHandler = Callable[[Request[Any, Any, Any], Exception], Response[Any]]
+
+
+def problems_or(otherwise: ErrorHandler) -> ErrorHandler:
+    """For the application: errors of routing (404, 405) under our paths are told as problems, all others
+    by `otherwise`.
+    """
+
+    def handler(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+        ours = request.scope["path"].startswith(("/admin", "/me", "/health"))
+        return on_error(request, error) if ours else otherwise(request, error)
+
+    return handler
 
 
 class AdminSettings(Protocol):
@@ -50,7 +63,7 @@ class AdminDeps(Protocol):
     """What the composition root has once it has started."""
 
     @property
-    def engine(self) -> AsyncEngine: ...
+    def control(self) -> Store: ...
     @property
     def keyring(self) -> Keyring: ...
     @property
@@ -74,7 +87,7 @@ class _Building:
     def office(self) -> Office:
         deps = self._deps
         return Office(
-            engine=deps.engine, keyring=deps.keyring, policies=lambda: deps.policies, clock=self._clock
+            store=deps.control, keyring=deps.keyring, policies=lambda: deps.policies, clock=self._clock
         )
 
     @cached_property

@@ -37,6 +37,8 @@ class CallOut(Out):
     project: str | None
     key: UUID
     operation: str
+    #: a probe counts or checks; no model runs in it
+    kind: Literal["call", "probe"]
     model: str
     target: str
     outcome: OutcomeName

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from proxy.clock import uuid7
+from proxy.domain.control import NewBudget, ScopeRef
 from proxy.policyfile.plans import BudgetTemplate
-from proxy.postgres import budgets
-from proxy.postgres.scopes import ScopeRef
 from proxy.web.admin.core import Office
+from proxy.web.admin.store import Session
 
 
-async def materialise(db: AsyncConnection, office: Office, plan_name: str, scope: ScopeRef) -> None:
+async def materialise(db: Session, office: Office, plan_name: str, scope: ScopeRef) -> None:
     """In the caller's transaction. Raises `ConfigurationError` when there is no such plan."""
     policies = office.policies()
     plan = policies.plan(plan_name)
     for template in plan.budgets:
         if template.scope == scope.kind:
-            new = budgets.NewBudget(
+            new = NewBudget(
                 period=template.period,
                 limit_nano=template.limit,
                 models=_expanded(template, policies.models),
@@ -27,7 +25,7 @@ async def materialise(db: AsyncConnection, office: Office, plan_name: str, scope
                 thresholds=[str(share) for share in template.thresholds],
                 origin=f"{plan.name}@{plan.version}",
             )
-            await budgets.materialise(db, uuid7(), scope, new)
+            await db.materialise(uuid7(), scope, new)
 
 
 def _expanded(template: BudgetTemplate, models: dict[str, object]) -> list[str] | None:

@@ -7,13 +7,9 @@ from typing import Any, cast
 from zoneinfo import available_timezones
 
 from litestar import Controller, Response, delete, get, patch, post
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.clock import uuid7
-from proxy.postgres import scopes, tenants
-from proxy.postgres.control import writing
-from proxy.postgres.tenants import ProjectRecord, TenantRecord
+from proxy.domain.control import ProjectRecord, ScopeRef, TenantRecord
 from proxy.web.admin import paging
 from proxy.web.admin.access import Principal, of_own_tenant
 from proxy.web.admin.core import (
@@ -30,6 +26,7 @@ from proxy.web.admin.core import (
     utc,
 )
 from proxy.web.admin.problems import invalid
+from proxy.web.admin.store import Session
 from proxy.web.admin.templates import materialise
 from proxy.web.schemas import ProjectIn, ProjectOut, TenantIn, TenantOut, TenantPatch
 
@@ -44,10 +41,10 @@ class TenantDesk:
         overrides = self._checked(body.plan, body.overrides)
         if body.time_zone not in available_timezones():
             raise invalid("time_zone", f"there is no time zone {body.time_zone!r} in the IANA database")
-        async with writing(self.office.engine) as db:
-            await self._zone_known_to_postgres(db, body.time_zone)
-            made = await tenants.insert_tenant(
-                db, id=uuid7(), slug=body.id, name=body.name, plan=body.plan, time_zone=body.time_zone,
+        async with self.office.store.writing() as db:
+            if not await db.knows_time_zone(body.time_zone):
+                raise invalid("time_zone", f"the database does not know the time zone {body.time_zone!r}")
+            made = await db.insert_tenant(ident=uuid7(), slug=body.id, name=body.name, plan=body.plan, time_zone=body.time_zone,
                 overrides=overrides,
             )  # fmt: skip
             await self._give_budgets(db, made)
@@ -56,14 +53,14 @@ class TenantDesk:
         return out, made.version
 
     async def read(self, who: Principal, slug: str) -> tuple[TenantOut, int]:
-        async with self.office.engine.connect() as db:
+        async with self.office.store.reading() as db:
             found = await own_tenant(db, who, slug)
         return tenant_out(found), found.version
 
     async def list(self, who: Principal, limit: int, cursor: str | None) -> Page[TenantOut]:
         after = paging.decode(cursor, str)
-        async with self.office.engine.connect() as db:
-            found = await tenants.list_tenants(db, after=after, limit=limit + 1, only=who.tenant)
+        async with self.office.store.reading() as db:
+            found = await db.list_tenants(after=after, limit=limit + 1, only=who.tenant)
         return Page(
             items=[tenant_out(row) for row in found[:limit]],
             next=paging.encode(found[limit - 1].slug) if len(found) > limit else None,
@@ -74,11 +71,11 @@ class TenantDesk:
     ) -> tuple[TenantOut, int]:
         who.need_all_tenants()
         changes = given(body)
-        async with writing(self.office.engine) as db:
-            before = await tenants.get_tenant(db, slug, lock=True)
+        async with self.office.store.writing() as db:
+            before = await db.get_tenant(slug, lock=True)
             plan = changes.get("plan", before.plan)
             changes["overrides"] = self._checked(plan, changes.get("overrides", before.overrides))
-            after = await tenants.update_tenant(db, before, changes, version=version)
+            after = await db.update_tenant(before, changes, version=version)
             if after.plan != before.plan:
                 await self._give_budgets(db, after)
             out = tenant_out(after)
@@ -88,33 +85,33 @@ class TenantDesk:
     async def delete(self, who: Principal, slug: str, version: int | None) -> None:
         """A tombstone: its keys are worth nothing at once, its ledger and its slug stay."""
         who.need_all_tenants()
-        async with writing(self.office.engine) as db:
-            before = await tenants.get_tenant(db, slug, lock=True)
-            await tenants.update_tenant(db, before, {"status": "deleted"}, version=version)
+        async with self.office.store.writing() as db:
+            before = await db.get_tenant(slug, lock=True)
+            await db.update_tenant(before, {"status": "deleted"}, version=version)
             await record(db, who, "tenant.delete", f"tenant:{slug}", before=tenant_out(before))
 
     async def create_project(self, who: Principal, slug: str, body: ProjectIn) -> tuple[ProjectOut, int]:
-        async with writing(self.office.engine) as db:
+        async with self.office.store.writing() as db:
             tenant = await own_tenant(db, who, slug)
-            made = await tenants.insert_project(db, id=uuid7(), tenant=tenant, slug=body.id, name=body.name)
+            made = await db.insert_project(ident=uuid7(), tenant=tenant, slug=body.id, name=body.name)
             await materialise(db, self.office, tenant.plan, _project_scope(made, tenant))
             out = project_out(made)
             await record(db, who, "project.create", f"project:{slug}/{body.id}", after=out)
         return out, made.version
 
     async def read_project(self, who: Principal, slug: str, project: str) -> tuple[ProjectOut, int]:
-        async with self.office.engine.connect() as db:
+        async with self.office.store.reading() as db:
             await own_tenant(db, who, slug)
-            found = await tenants.get_project(db, slug, project)
+            found = await db.get_project(slug, project)
         return project_out(found), found.version
 
     async def list_projects(
         self, who: Principal, slug: str, limit: int, cursor: str | None
     ) -> Page[ProjectOut]:
         after = paging.decode(cursor, str)
-        async with self.office.engine.connect() as db:
+        async with self.office.store.reading() as db:
             tenant = await own_tenant(db, who, slug)
-            found = await tenants.list_projects(db, tenant.id, after=after, limit=limit + 1)
+            found = await db.list_projects(tenant.id, after=after, limit=limit + 1)
         return Page(
             items=[project_out(row) for row in found[:limit]],
             next=paging.encode(found[limit - 1].slug) if len(found) > limit else None,
@@ -127,26 +124,19 @@ class TenantDesk:
         policies.check_overrides(overrides)
         return overrides or {}
 
-    async def _zone_known_to_postgres(self, db: AsyncConnection, zone: str) -> None:
-        known = await db.scalar(
-            text("SELECT EXISTS (SELECT FROM pg_timezone_names WHERE name = :zone)"), {"zone": zone}
-        )
-        if not known and zone != "UTC":
-            raise invalid("time_zone", f"the database does not know the time zone {zone!r}")
-
-    async def _give_budgets(self, db: AsyncConnection, tenant: TenantRecord) -> None:
+    async def _give_budgets(self, db: Session, tenant: TenantRecord) -> None:
         await materialise(db, self.office, tenant.plan, tenant_scope(tenant))
 
 
-async def own_tenant(db: AsyncConnection, who: Principal, slug: str) -> TenantRecord:
+async def own_tenant(db: Session, who: Principal, slug: str) -> TenantRecord:
     """Raises `MissingError`, also for another's tenant."""
-    found = await tenants.get_tenant(db, slug)
+    found = await db.get_tenant(slug)
     of_own_tenant(who, found.id, "tenant")
     return found
 
 
-def tenant_scope(tenant: TenantRecord) -> scopes.ScopeRef:
-    return scopes.ScopeRef(
+def tenant_scope(tenant: TenantRecord) -> ScopeRef:
+    return ScopeRef(
         kind="tenant",
         name=f"tenant:{tenant.slug}",
         subject=tenant.id,
@@ -156,8 +146,8 @@ def tenant_scope(tenant: TenantRecord) -> scopes.ScopeRef:
     )
 
 
-def _project_scope(project: ProjectRecord, tenant: TenantRecord) -> scopes.ScopeRef:
-    return scopes.ScopeRef(
+def _project_scope(project: ProjectRecord, tenant: TenantRecord) -> ScopeRef:
+    return ScopeRef(
         kind="project",
         name=f"project:{tenant.slug}/{project.slug}",
         subject=project.id,

@@ -10,7 +10,8 @@ from uuid import UUID
 
 import httpx
 import pytest
-from litestar import Litestar
+from litestar import Litestar, Response
+from litestar.exceptions import HTTPException
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -23,8 +24,9 @@ from proxy.keys import Keyring
 from proxy.policyfile import BudgetTemplate, LimitTemplate, Plan, overrides
 from proxy.postgres.engine import create_engine
 from proxy.postgres.migrate import APPLICATION_ROLE
+from proxy.postgres.session import PostgresControl
 from proxy.postgres.tenants import PostgresRoster
-from proxy.web.admin import admin_routes, on_error
+from proxy.web.admin import admin_routes, problems_or
 from proxy.web.auth import KeyAuthenticator
 
 ADMIN_KEY = "admin-" + "k" * 32
@@ -173,7 +175,7 @@ async def deps(engine: AsyncEngine) -> AsyncIterator[Any]:
     directory = Directory(PostgresRoster(engine), keyring, policies)
     await directory.start()
     yield SimpleNamespace(
-        engine=engine,
+        control=PostgresControl(engine),
         keyring=keyring,
         policies=policies,
         directory=directory,
@@ -189,7 +191,7 @@ async def admin(deps: Any) -> Admin:
         route_handlers=[*admin_routes(deps)],
         openapi_config=None,
         logging_config=None,
-        exception_handlers={Exception: on_error},
+        exception_handlers={HTTPException: problems_or(lambda *_: Response("elsewhere", status_code=299))},
     )
     return Admin(app, ADMIN_KEY)
 

@@ -4,8 +4,8 @@ import pytest
 
 from proxy.directory import Directory
 from proxy.keys import Keyring, SealError
+from proxy.postgres.rotation import Rewrapped, rewrap
 from proxy.postgres.tenants import PostgresRoster
-from proxy.rotation import Rewrapped, rewrap
 
 
 async def test_a_changed_master_key_refuses_nobody(admin, deps, engine) -> None:

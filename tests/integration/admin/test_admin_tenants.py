@@ -151,3 +151,4 @@ async def test_what_is_no_route_is_told_as_a_problem(admin, refused) -> None:
     refused(await admin.ask("GET", "/nowhere"), 404)
     refused(await admin.ask("GET", "/tenants/acme/nothing/here"), 404)
     refused(await admin.ask("PUT", "/tenants/acme", {}), 405)
+    assert (await admin.http.get("/model/x/invoke")).status_code == 299

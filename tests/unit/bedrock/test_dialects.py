@@ -74,7 +74,7 @@ def test_a_null_limit_is_none_in_openais_words():
     assert limited(native("openai"), body, 9)["max_completion_tokens"] == 9
 
 
-@pytest.mark.parametrize("family", SMALLEST.keys() | NO_OUTPUT.keys())
+@pytest.mark.parametrize("family", sorted(SMALLEST.keys() | NO_OUTPUT.keys()))
 @pytest.mark.parametrize(
     "name", ["best_of", "mcp_servers", "prediction", "web_search_options", "background", "samples2"]
 )

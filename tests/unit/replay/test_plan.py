@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from proxy.replay.plan import MODELS, OPERATIONS, OUTPUT_TOKENS_MAX, shapes
+from proxy.replay.plan import LLAMA_TOKENS_MAX, MODELS, OPERATIONS, OUTPUT_TOKENS_MAX, shapes
 from proxy.replay.trace import Row
 
 
@@ -63,6 +63,12 @@ def test_the_same_prompt_id_is_the_same_request_whoever_sends_it():
 
 
 def test_output_is_cut_to_what_the_models_give_and_never_below_one():
-    long, none = plan([Row(0.0, 1, OUTPUT_TOKENS_MAX + 1), Row(0.0, 1, 0)])
-    assert (long.output_tokens, long.cut) == (OUTPUT_TOKENS_MAX, True)
+    llama, claude = MODELS
+    (native, _, chat, _), (own, *_) = (
+        plan([Row(0.0, 1, 9_999)] * 4, models=[model]) for model in (llama, claude)
+    )
+    assert (native.operation, native.output_tokens, native.cut) == ("invoke", LLAMA_TOKENS_MAX, True)
+    assert (chat.operation, chat.output_tokens, chat.cut) == ("converse", OUTPUT_TOKENS_MAX, True)
+    assert (own.operation, own.output_tokens, own.cut) == ("invoke", OUTPUT_TOKENS_MAX, True)
+    (none,) = plan([Row(0.0, 1, 0)])
     assert (none.output_tokens, none.cut) == (1, False)
