@@ -7,6 +7,7 @@ the cache off, because a hit would not measure the path of a call.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -21,6 +22,9 @@ import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import UUID
+
+import asyncpg
 
 from bench import processes
 from bench.processes import Cores
@@ -36,6 +40,12 @@ models_allowed: ["*"]
 default_output_tokens: 4096
 cache:
   enabled: false
+"""
+_ACCOUNT = """
+SELECT a.reserved, a.settled,
+       (SELECT coalesce(sum(e.amount), 0) FROM attempts t JOIN entries e USING (attempt) WHERE a.id = ANY (t.holds))
+         AS entries
+FROM accounts a WHERE a.budget = $1 ORDER BY a.starts_at DESC LIMIT 1
 """
 _PLENTY = {"requests_per_minute": 100_000_000, "tokens_per_minute": 1_000_000_000}
 
@@ -73,6 +83,19 @@ class Bank:
 
     def valkey_us(self) -> int:
         return processes.cpu_us(self.valkey.pid)
+
+    def account(self, budget: str) -> tuple[int, int, int]:
+        """(reserved, settled) of a budget's current period and the sum of its ledger entries, nano-dollars."""
+
+        async def read() -> tuple[int, int, int]:
+            connection = await asyncpg.connect(self.postgres.dsn)
+            try:
+                row = await connection.fetchrow(_ACCOUNT, UUID(budget))
+                return int(row["reserved"]), int(row["settled"]), int(row["entries"])
+            finally:
+                await connection.close()
+
+        return asyncio.run(read())
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
 """Writes a folder of policies as values of the chart, after checking it.
 
-    python helm/policyvalues.py policies > policies.values.yaml
-    helm upgrade ... --values policies.values.yaml
+python helm/policyvalues.py policies > policies.values.yaml
+helm upgrade ... --values policies.values.yaml
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from proxy import policyfile  # noqa: E402 (the package may not be installed)
+from proxy import policyfile
 
 #: what a ConfigMap can hold, with room for its metadata
 MOST_BYTES = 1_000_000

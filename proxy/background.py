@@ -15,13 +15,20 @@ from prometheus_client import start_http_server
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from proxy import telemetry
-from proxy.errors import BankAway
+from proxy.domain.delivery import allowed_networks
+from proxy.errors import BankAway, ConfigurationError
+from proxy.keys import Keyring, parse_master_key
+from proxy.postgres.alerts import PostgresAlerts
 from proxy.postgres.bank import PostgresBank
 from proxy.postgres.engine import check_server, create_engine
 from proxy.postgres.keeper import Keeper
 from proxy.postgres.repeats import PostgresRepeats
+from proxy.postgres.upkeep import PostgresUpkeep
 from proxy.server import check
 from proxy.settings import Settings
+from proxy.worker.alerts import Watchman
+from proxy.worker.deliveries import Courier
+from proxy.worker.reports import Bookkeeper
 
 log = logging.getLogger("tollhouse.worker")
 
@@ -30,6 +37,10 @@ UPKEEP_SECONDS = 600.0
 GAUGE_SECONDS = 10.0
 INVARIANT_SECONDS = 300.0
 DAY_SECONDS = 86_400.0
+ROLL_SECONDS = 15.0
+WATCH_SECONDS = 15.0
+SPEND_SECONDS = 300.0
+DELIVER_SECONDS = 2.0
 MONTHS_AHEAD = 4
 _BUDGETS_SHOWN = 500
 
@@ -71,8 +82,12 @@ def duties(settings: Settings, engine: AsyncEngine, bank: PostgresBank, keeper: 
     """Everything a worker does, with how often."""
 
     async def sweep() -> None:
-        swept = await bank.sweep(settings.call_seconds)
-        if swept.swept:
+        more = True
+        while more:
+            swept = await bank.sweep(settings.call_seconds)
+            more = swept.leader and swept.more
+            if not swept.swept:
+                continue
             telemetry.SWEPT.inc(swept.swept)
             log.warning("%d attempts were open for too long and are charged their ceiling", swept.swept)
 
@@ -99,11 +114,43 @@ def duties(settings: Settings, engine: AsyncEngine, bank: PostgresBank, keeper: 
         await PostgresRepeats(engine).prune()
 
     return [
+        *desk_duties(settings, engine),
         Duty("prune", DAY_SECONDS, prune),
         Duty("sweep", SWEEP_SECONDS, sweep),
         Duty("upkeep", UPKEEP_SECONDS, upkeep),
         Duty("gauges", GAUGE_SECONDS, gauges),
         Duty("invariants", INVARIANT_SECONDS, invariants),
+    ]
+
+
+def desk_duties(settings: Settings, engine: AsyncEngine) -> list[Duty]:
+    """Reports and alerts. Raises `ConfigurationError`."""
+    store = PostgresAlerts(engine)
+    watchman = Watchman(store)
+    bookkeeper = Bookkeeper(PostgresUpkeep(engine), settings.ledger_keep_months)
+    try:
+        networks = allowed_networks(settings.webhook_networks)
+    except ValueError as error:
+        raise ConfigurationError(f"TOLLHOUSE_WEBHOOK_NETWORKS: {error}") from None
+    previous = settings.previous_master_key
+    keyring = Keyring(
+        parse_master_key(settings.master_key),
+        previous=parse_master_key(previous) if previous else None,
+        environment=settings.key_environment,
+    )
+    courier = Courier(store, keyring, networks)
+
+    async def deliver() -> None:
+        while await courier.round():
+            pass
+
+    return [
+        Duty("roll", ROLL_SECONDS, bookkeeper.roll),
+        Duty("retain", DAY_SECONDS, bookkeeper.retain),
+        Duty("watch", WATCH_SECONDS, watchman.budgets_and_keys),
+        Duty("watch spend", SPEND_SECONDS, watchman.spend_and_ceilings),
+        Duty("forget alerts", DAY_SECONDS, watchman.prune),
+        Duty("deliver", DELIVER_SECONDS, deliver),
     ]
 
 

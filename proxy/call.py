@@ -35,8 +35,8 @@ class Leg:
     price_label: int
     #: builds the request for an attempt id, which it carries as signed request metadata
     request: Callable[[UUID], UpstreamRequest]
-    #: usage with the most that its guardrail can have taken, given when it was sent; None without one
-    guarded: Callable[[Usage, float], Usage] | None = None
+    #: adds to usage what an answer does not tell, given when it was sent; None where it tells all
+    completed: Callable[[Usage, float], Usage] | None = None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -39,6 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     _verb(verbs, "worker", "run the sweeper, the rollups and the other background work", _worker)
     _verb(verbs, "migrate", "bring the database to this version's schema", _migrate)
     _verb(verbs, "settings", "list every setting with its default", _settings)
+    recover = _verb(verbs, "recover", "look at the ledger after a failover, and admit calls again", _recover)
+    recover.add_argument("--accept", action="store_true", help="open admission on the server's timeline")
     _simulate_verb(verbs)
     _replay_verb(verbs)
     _keys_verb(verbs)
@@ -121,6 +123,30 @@ def _migrate(_: argparse.Namespace) -> int:
     owner = _required(loaded.owner_url, "TOLLHOUSE_DATABASE_URL")
     upgrade(owner, application_role=settings.application_role(loaded))
     print("the database is at this version's schema")
+    return 0
+
+
+def _recover(options: argparse.Namespace) -> int:
+    import asyncio
+
+    from proxy.postgres.failover import recover
+
+    loaded = settings.load()
+    url = _required(loaded.owner_url, "TOLLHOUSE_DATABASE_URL")
+    found = asyncio.run(recover(url, accept=options.accept))
+    print(f"accepted timeline {found.accepted}, server's timeline {found.current}")
+    print(f"newest admission in the ledger: {found.newest or 'none within a day'}")
+    for line in found.broken:
+        print(f"broken: {line}")
+    if found.accepted == found.current:
+        print("admission is open")
+    elif options.accept:
+        print("admission is open again; calls sent after the newest admission above may have no row")
+    else:
+        print(
+            "admission is closed: commits after the newest one above may be lost; `tollhouse recover --accept` opens it"
+        )
+        return 1
     return 0
 
 

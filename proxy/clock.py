@@ -21,7 +21,8 @@ _counter = 0
 
 def uuid7() -> UUID:
     """A new id, greater than every one this process made before: `rand_a` counts within a
-    millisecond. Random bits come from the kernel in blocks, which saves a system call per id."""
+    millisecond. Random bits come from the kernel in blocks, which saves a system call per id.
+    """
     global _pool, _at, _last_ms, _counter
     if _at >= len(_pool):
         _pool, _at = os.urandom(1000), 0

@@ -23,11 +23,9 @@ from uuid import UUID
 from proxy import failpoints, telemetry
 from proxy.answer import CUT, SILENT, upstream_headers, usd, with_cost
 from proxy.call import Call, Ending, Kit, Leg
-from proxy.clock import uuid7
-from proxy.domain.ledger import Admission, Attempt, Settlement, State, Verdict, Why
+from proxy.domain.ledger import Settlement, State, Why
 from proxy.domain.usage import Usage
 from proxy.errors import (
-    BankAway,
     Refusal,
     Unavailable,
     UpstreamAnswer,
@@ -35,6 +33,7 @@ from proxy.errors import (
     UpstreamUnavailable,
 )
 from proxy.ports import Echo, Sink, UpstreamResponse
+from proxy.reservation import Reservation
 
 log = logging.getLogger("tollhouse.exchange")
 
@@ -49,10 +48,8 @@ class Exchange:
         self.sent_at = 0.0
         self.first_byte_at = 0.0
         self.usage: Usage | None = None
-        self._open: UUID | None = None  # the attempt that holds a reservation of ours
-        self._sent = False
+        self.reservation = Reservation(kit, call)
         self._begun = False  # the client has seen a status
-        self._known: Settlement | None = None  # how the open attempt ended, once it is known
         self._leg = call.legs[0]  # the one that is tried now
         self._drain: asyncio.Timeout | None = None
         self._draining = False
@@ -61,120 +58,29 @@ class Exchange:
         self.kit.running.add(self)
         try:
             ending = await self._sendings()
-            await self._resolve(ending.settlement)
+            await self.reservation.resolve(ending.settlement)
+            call, settlement = self.call, ending.settlement
+            telemetry.finished(call.label, call.legs[0].target.model, call.operation.label, settlement)
             if self.call.concluded is not None:
                 self.call.concluded(ending, self._leg)
             await self._deliver(ending)
         except BaseException:
-            self._abandon()
+            self.reservation.abandon()
             raise
         finally:
             await self._leave()
 
     async def _sendings(self) -> Ending:
         """Try the legs in order until one has an answer; the last ending is not settled yet."""
-        leg, attempt = await self._enter()
+        leg, attempt = await self.reservation.enter()
         for following in (*self.call.legs[1:], None):
-            ending = await self._forward(leg, attempt.attempt)
-            self._known = ending.settlement
+            ending = await self._forward(leg, attempt)
+            self.reservation.known = ending.settlement
             if following is None or not ending.try_next:
                 return ending
-            attempt = await self._move_on(ending, following)
+            attempt = await self.reservation.move_on(ending, following)
             leg = following
         raise AssertionError("a call has at least one leg")
-
-    # ---- admit -------------------------------------------------------------------------------
-
-    def _attempt(self, leg: Leg) -> Attempt:
-        """Mint an attempt and open it in the flight recorder, before the bank can know it."""
-        call, attempt = self.call, uuid7()
-        try:
-            recorder = self.kit.recorder.opened(attempt)
-        except OSError as error:
-            log.critical("flight recorder: %s", error)
-            raise Unavailable(
-                "the proxy cannot record calls; please retry", reason="recorder_failed"
-            ) from None
-        return Attempt(
-            attempt=attempt, call=call.id, tenant=call.caller.tenant, project=call.caller.project,
-            key=call.caller.key, credential=call.caller.credential, recorder=recorder,
-            operation=call.operation, model=leg.model_label, target=leg.target_label,
-            price=leg.price_label, ceiling=leg.ceiling, floor=leg.ceiling, tags=call.tags,
-        )  # fmt: skip
-
-    async def _enter(self) -> tuple[Leg, Attempt]:
-        """Take the first reservation. A budget that is short may be asked for less (`clamp`), and one
-        that is only held may be waited for; nothing is held after a refusal.
-        """
-        deadline = time.monotonic() + self.kit.bounds.held_wait
-        while True:
-            leg = self.call.legs[0]
-            attempt = self._attempt(leg)
-            admission = await self._admit(attempt)
-            if _is_held(admission):
-                return leg, attempt
-            self._forget(attempt)
-            if admission.verdict is Verdict.DENIED and admission.budget is not None:
-                if self._ask_for_less(admission, leg):
-                    continue
-                left = deadline - time.monotonic()
-                if left > 0 and admission.settled + self._least(admission, leg) <= admission.limit:
-                    await self.kit.queue.wait(admission.budget, left)
-                    continue
-            raise self.call.deny(admission, leg.ceiling, self._least(admission, leg))
-
-    async def _admit(self, attempt: Attempt) -> Admission:
-        """Ask the bank. Raises `Unavailable` when it does not answer."""
-        self._open, self._sent, self._known = attempt.attempt, False, None
-        began = time.perf_counter()
-        try:
-            return await self.kit.bank.admit(attempt)
-        except BankAway:
-            raise Unavailable("the ledger does not answer; please retry", reason="bank_away") from None
-        finally:
-            telemetry.ADMIT_SECONDS.observe(time.perf_counter() - began)
-
-    def _ask_for_less(self, admission: Admission, leg: Leg) -> bool:
-        """Lower the output limit to what is affordable, where the budget allows it."""
-        if not admission.clamp_floor:
-            return False
-        legs = self.call.clamp(
-            admission.limit - admission.settled - admission.reserved, admission.clamp_floor
-        )
-        if legs is None or legs[0].ceiling >= leg.ceiling:
-            return False
-        self.call.legs = legs
-        return True
-
-    def _least(self, admission: Admission, leg: Leg) -> int:
-        """The smallest ceiling this call could have on the denying budget."""
-        return self.call.floor(admission.clamp_floor) if admission.clamp_floor else leg.ceiling
-
-    def _forget(self, attempt: Attempt) -> None:
-        """The bank has no row of it."""
-        self._open = None
-        self.kit.recorder.closed(attempt.attempt)
-
-    async def _move_on(self, ending: Ending, following: Leg) -> Attempt:
-        """Settle a failed sending and take the next reservation in one statement. When the next
-        does not fit, the client hears the first sending's error, not a budget's.
-        """
-        attempt = self._attempt(following)
-        self.kit.recorder.done(ending.settlement)
-        try:
-            admission = await self.kit.bank.settle_and_admit(ending.settlement, attempt)
-        except BankAway:
-            self.kit.settler.later(ending.settlement)
-            self._void_later(attempt.attempt)
-            self._open = None
-            raise ending.refusal or Unavailable("the ledger does not answer; please retry") from None
-        self.kit.recorder.closed(ending.settlement.attempt)
-        telemetry.moved_on(ending.settlement)
-        self._open, self._sent, self._known = attempt.attempt, False, None
-        if not _is_held(admission):
-            self._forget(attempt)
-            raise ending.refusal or self.call.deny(admission, following.ceiling, following.ceiling)
-        return attempt
 
     # ---- forward and meter -------------------------------------------------------------------
 
@@ -185,8 +91,7 @@ class Exchange:
         response: UpstreamResponse | None = None
         try:
             async with asyncio.timeout(self.kit.bounds.call) as self._drain:
-                self.kit.recorder.sent(attempt)
-                self._sent = True
+                self.reservation.sending(attempt)
                 self.sent_at = time.monotonic()
                 response = await self.kit.upstream.send(request)
                 self.first_byte_at = time.monotonic()
@@ -196,6 +101,9 @@ class Exchange:
                 if self.call.stream:
                     return await self._streamed(leg, attempt, response)
                 return await self._whole(leg, attempt, response)
+        except Unavailable as unsent:
+            never = self._settlement(attempt, State.VOID, Why.NEVER_SENT, None)
+            return Ending(settlement=never, refusal=unsent)
         except TimeoutError:
             return self._broke(attempt, Why.DRAIN_LIMIT if self._draining else Why.SILENCE, response)
         except UpstreamFailure as failure:
@@ -292,8 +200,8 @@ class Exchange:
             return self._settlement(attempt, State.CEILING, Why.CUT, response)
         tier, latency = served.tier or self.call.asked[0], served.latency or self.call.asked[1]
         sent_at = time.time() - (time.monotonic() - self.sent_at)
-        if leg.guarded is not None and not usage.guardrail:
-            usage = leg.guarded(usage, sent_at)
+        if leg.completed is not None:
+            usage = leg.completed(usage, sent_at)
         self.usage = usage
         cost, version = leg.priced.cost(usage, tier, latency, sent_at)
         upstream_cost = 0 if leg.priced.upstream_free else cost
@@ -317,20 +225,6 @@ class Exchange:
             first_byte_ms=int((self.first_byte_at - self.sent_at) * 1000) if self.first_byte_at else 0,
         )
 
-    async def _resolve(self, settlement: Settlement) -> None:
-        """Record, then settle; the bank may take its time, the end of the answer waits for it."""
-        self.kit.recorder.done(settlement)
-        self._open = None
-        began = time.perf_counter()
-        try:
-            async with asyncio.timeout(self.kit.bounds.hold):
-                await self.kit.settler.settle(settlement)
-        except (BankAway, TimeoutError):
-            self.kit.settler.later(settlement)
-        telemetry.SETTLE_SECONDS.observe(time.perf_counter() - began)
-        call = self.call
-        telemetry.finished(call.label, call.legs[0].target.model, call.operation.label, settlement)
-
     async def _deliver(self, ending: Ending) -> None:
         failpoints.reach("before_end", ending.settlement.attempt)
         if ending.whole is not None:
@@ -341,22 +235,6 @@ class Exchange:
             await self.sink.finish(ending.tail)
         elif ending.refusal is not None:
             raise ending.refusal
-
-    def _abandon(self) -> None:
-        """Something unforeseen: resolve what is held by what is known."""
-        attempt, self._open = self._open, None
-        if attempt is None:
-            return
-        if self._known is not None:
-            self.kit.settler.later(self._known)
-        elif self._sent:
-            self.kit.settler.later(Settlement(attempt=attempt, state=State.CEILING, why=Why.CUT))
-        else:
-            self._void_later(attempt)
-
-    def _void_later(self, attempt: UUID) -> None:
-        """The bank may or may not have the row; nothing was sent. A late commit is waited for."""
-        self.kit.settler.later(Settlement(attempt=attempt, state=State.VOID, why=Why.NEVER_SENT), delay=1.0)
 
     async def _leave(self) -> None:
         self.kit.running.discard(self)
@@ -369,13 +247,6 @@ class Exchange:
             used: int | None = None  # never sent: everything comes back
             if usage is not None:
                 used = usage.input_tokens + usage.cache_write_tokens + usage.output_tokens
-            elif self._sent:
+            elif self.reservation.sent:
                 used = self.call.estimate  # unknown: the estimate stands
             await self.kit.limiter.settle(self.call.spend, used)
-
-
-def _is_held(admission: Admission) -> bool:
-    """The reservation is ours: taken now, or by an earlier try of the same attempt."""
-    return admission.verdict is Verdict.OK or (
-        admission.verdict is Verdict.DUPLICATE and admission.state is State.OPEN
-    )

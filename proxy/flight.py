@@ -197,7 +197,7 @@ class Tee:
 
     async def start(self, status: int, headers: Headers) -> None:
         await self._inner.start(status, headers)
-        if self._flight.ended is None and self._begins():
+        if not self._flight.over and self._begins():
             self._flight.readers.add(self._reader)
             self._flight.begin(status, shareable(headers))
             self._pump = asyncio.create_task(self._deliver(), name="leader's client")

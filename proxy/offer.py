@@ -89,7 +89,9 @@ class Offer:
             target_label=known(TARGET, target.label) or 0,
             price_label=known(PRICE, priced.version(now)) or 0,
             request=self._builder(target, raw),
-            guarded=partial(priced.guarded, self.bound) if self.bound.guardrail else None,
+            completed=partial(priced.completed, self.bound)
+            if self.bound.guardrail or self.bound.image_variant
+            else None,
         )
 
     def _builder(self, target: Target, raw: bytes) -> Callable[[UUID], UpstreamRequest]:

@@ -371,6 +371,9 @@ def _denied(admission: Admission, ceiling: int, floor: int, caller: Caller) -> R
         return Unauthenticated("The security token included in the request is invalid.")
     if admission.verdict is Verdict.STALE:
         return Unavailable("this replica's clock is off; please retry", reason="clock_skew")
+    if admission.verdict is Verdict.CLOSED:
+        text = "the ledger failed over and is being checked; please retry"
+        return Unavailable(text, reason="recovery_needed", retry_after_ms=30_000)
     if admission.verdict is Verdict.DUPLICATE:
         return Unavailable("this call was resolved before it was sent; please retry", reason="resolved")
     return denial(admission, ceiling, floor, caller.tenant_slug)

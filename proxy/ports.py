@@ -87,6 +87,9 @@ class UpstreamRequest:
     first_byte_timeout: float
     #: seconds between two reads of the answer
     read_timeout: float
+    #: unix seconds of the signature, taken before the deadline is checked: a process that stood still
+    #: since then sends what AWS refuses as too old. 0: when it is sent
+    signed_at: float = 0.0
 
 
 class UpstreamResponse(Protocol):

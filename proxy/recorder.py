@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import zlib
 from dataclasses import dataclass, field
@@ -30,10 +31,13 @@ from proxy.clock import uuid7
 from proxy.domain.ledger import Settlement, State, Why
 from proxy.domain.usage import Usage
 
+log = logging.getLogger("tollhouse.recorder")
+
 OPENED, SENT, DONE, END = 1, 2, 3, 4
 _HEAD = Struct(">B16sH")
 _CRC = Struct(">I")
 SUFFIX = ".flight"
+FORMAT = 1
 
 
 def boot_id() -> str:
@@ -88,7 +92,12 @@ class FlightRecorder:
         if file is None:
             return
         failpoints.reach("before_closed", attempt)
-        file.append(END, attempt)
+        try:
+            file.append(END, attempt)
+        except OSError as error:
+            # The bank has it; the file stays, and its recovery will be told that it was settled.
+            log.critical("%s", error)
+            return
         failpoints.reach("after_closed", attempt)
         file.open -= 1
         if file.open == 0 and file is not self._file:
@@ -120,11 +129,15 @@ class _File:
     def create(cls, directory: Path) -> _File:
         recorder = uuid7()
         path = directory / f"{recorder}{SUFFIX}"
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        unfinished = path.with_suffix(".new")  # no recovery looks at it before it is locked and whole
+        descriptor = os.open(
+            unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600
+        )
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        header = json.dumps({"recorder": str(recorder), "boot": boot_id(), "format": 1}).encode() + b"\n"
+        header = json.dumps({"recorder": str(recorder), "boot": boot_id(), "format": FORMAT}).encode() + b"\n"
         os.write(descriptor, header)
         os.fsync(descriptor)
+        unfinished.rename(path)
         folder = os.open(directory, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
@@ -134,16 +147,19 @@ class _File:
         record = _HEAD.pack(kind, attempt.bytes, len(payload)) + payload
         record += _CRC.pack(zlib.crc32(record))
         written = os.write(self.descriptor, record)
-        self.size += written
         if written != len(record):
+            os.ftruncate(self.descriptor, self.size)  # what comes after must stay readable
             raise OSError(f"flight recorder {self.path.name}: short write, the disk is full")
+        self.size += written
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
-        os.close(self.descriptor)
+        self.release()
 
     def release(self) -> None:
-        os.close(self.descriptor)
+        """From here on appending fails: the number may be another file's."""
+        descriptor, self.descriptor = self.descriptor, -1
+        os.close(descriptor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +176,14 @@ class Wreck:
 
 
 def read(path: Path) -> Wreck:
-    """Read a file whose lock the caller holds. Raises ValueError when the header is unreadable."""
+    """Read a file whose lock the caller holds. Raises ValueError for a file of another format."""
     data = path.read_bytes()
     line, separator, body = data.partition(b"\n")
     if not separator:
         raise ValueError("no header")
     header = json.loads(line)
+    if header.get("format") != FORMAT:
+        raise ValueError(f"format {header.get('format')!r} is not {FORMAT}")
     states: dict[UUID, int] = {}
     settlements: dict[UUID, Settlement] = {}
     at, torn = 0, False

@@ -97,6 +97,12 @@ class Settings:
     tls_key: str = _setting("", "PEM file of the certificate's key")
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "lowest level that is logged")
     fail_point: str = _setting("", "for tests only: where this process stops itself, see proxy/failpoints.py")
+    ledger_keep_months: int = _setting(
+        0, "months whose single calls are kept, at least 2; older ones are dropped, their sums stay; 0: all"
+    )
+    webhook_networks: str = _setting(
+        "", "networks that webhooks may be sent to though they are not public, such as 10.0.0.0/8, and by http"
+    )
     metrics_tenants: int = _setting(100, "tenants with metric labels of their own; the others share `other`")
 
     @property

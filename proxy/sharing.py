@@ -170,7 +170,9 @@ class Sharing:
             if lead.turn:
                 self.cache.announce(tenant, lead.key, owner)
             return None
-        deadline, pause = time.monotonic() + self.patience, _FIRST_POLL_S
+        # a client that asks again pays once if it waits: its own time-out decides how long that is
+        patience = self.hits.kit.bounds.first_byte if call.terms.again else self.patience
+        deadline, pause = time.monotonic() + patience, _FIRST_POLL_S
         while True:
             found = await self.cache.find(tenant, lead.key, owner)
             if found.answer is not None:

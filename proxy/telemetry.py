@@ -137,6 +137,19 @@ CACHE_BYTES = Gauge(
 SHARED_BYTES = Gauge(
     "tollhouse_shared_bytes", "Bytes of answers under way that others may join", multiprocess_mode="livesum"
 )
+DELIVERIES = Counter(
+    "tollhouse_alert_deliveries_total", "Alerts sent to webhooks: delivered, retried, failed", ["result"]
+)
+USAGE_ROLLED_TO = Gauge(
+    "tollhouse_usage_rolled_to_seconds",
+    "Unix time up to which reports by day are in step with the ledger",
+    multiprocess_mode="livemostrecent",
+)
+RULE_DECISIONS = Counter(
+    "tollhouse_rule_decisions_total",
+    "Rules whose condition held for a call, by what came of it: enforced, observed, error",
+    ["rule", "effect", "result"],
+)
 SWEPT = Counter("tollhouse_swept_total", "Attempts resolved by the sweeper")
 RECOVERED = Counter("tollhouse_recovered_total", "Attempts resolved from a flight recorder", ["outcome"])
 

@@ -238,8 +238,6 @@ inline sweep(x)
 #endif
 }
 
-/* A statement in flight is lost; or it commits, and then its answer is lost or not, and a copy of it
- * is still under way or not. */
 /* Forgets what nobody will look at again, so that equal futures are equal states. */
 #define OVER(x)   (x < minted && (record[x] >= END || file[home[x]] == UNLINKED))
 inline retire(z)
@@ -258,11 +256,13 @@ inline retire(z)
   }
 }
 
-#define MISHAP    (faults < FAULTS) -> faults++
+/* A statement in flight is lost; or it commits, and then its answer is lost or not, and a copy of it
+ * is still under way or not. */
+#define MISHAP       (faults < FAULTS) -> faults++
 #define HEARS(y)     (file[home[y]] == LOCKED && record[y] < END)
 #define ADMITTING(y) admitting[y]
 #define SETTLING(y)  (settling[y] != ABSENT)
-#define LOSE_ADMIT(y)  (admitting[y] && faults < FAULTS)
+#define LOSE_ADMIT(y) (admitting[y] && faults < FAULTS)
 #define LOSE_SETTLE(y) (settling[y] != ABSENT && faults < FAULTS)
 
 active proctype postgres()

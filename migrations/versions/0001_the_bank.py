@@ -255,6 +255,12 @@ CREATE TABLE sweep_mark (
 );
 INSERT INTO sweep_mark DEFAULT VALUES;
 
+CREATE TABLE timeline (
+  one boolean PRIMARY KEY DEFAULT true CHECK (one),
+  accepted integer NOT NULL,
+  accepted_at timestamptz NOT NULL DEFAULT now()
+);
+
 CREATE TABLE labels (
   id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   kind smallint NOT NULL,
@@ -280,17 +286,18 @@ CREATE TRIGGER keep_all BEFORE TRUNCATE ON entries FOR EACH STATEMENT EXECUTE FU
 CREATE TRIGGER keep BEFORE UPDATE OR DELETE ON audit FOR EACH ROW EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER keep_all BEFORE TRUNCATE ON audit FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 SELECT ensure_partitions(4);
+INSERT INTO timeline (accepted) VALUES (current_timeline());
 """
 
 _TABLES = (
-    "refusals, labels, sweep_mark, entries, attempts, accounts, adjustments, budgets, "
+    "refusals, labels, timeline, sweep_mark, entries, attempts, accounts, adjustments, budgets, "
     "idempotency, audit, admins, limits, credentials, keys, projects, tenants, directory_epoch"
 )
 _FUNCTIONS = (
     "grant_application, check_invariants, budget_standing, bank_amend, bank_states, bank_ceiling, bank_sweep, "
     "bank_record_hits, bank_settle_and_admit, partition_days_ahead, ensure_partitions, roll_periods, open_accounts, "
     "period_bounds, audit_first_bad, audit_append, audit_hash, refuse_change, adjustment_apply, budget_accounts, "
-    "budget_guard, directory_stamp, may_spend, limit_at, limit_topped_up, uuid7_time, uuid7_floor"
+    "budget_guard, directory_stamp, may_spend, limit_at, limit_topped_up, uuid7_time, uuid7_floor, current_timeline"
 )
 
 

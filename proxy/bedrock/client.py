@@ -135,7 +135,7 @@ class AiohttpUpstream:
                 path,
                 request.headers,
                 request.body,
-                self._now(),
+                request.signed_at or self._now(),
             )
             url = URL(place.origin + path, encoded=True)
         except (ConfigurationError, ValueError) as error:

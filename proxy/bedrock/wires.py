@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -116,6 +117,7 @@ class BedrockWires:
             body=raw,
             first_byte_timeout=self._first_byte,
             read_timeout=self._idle,
+            signed_at=time.time(),
         )
 
 

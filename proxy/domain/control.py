@@ -276,3 +276,45 @@ class EntryRecord:
     why: Why
     at: dt.datetime
     evidence: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookRecord:
+    """`tenant` None hears of all tenants."""
+
+    id: UUID
+    tenant: UUID | None
+    tenant_slug: str | None
+    name: str
+    url: str
+    format: str
+    events: list[str]
+    status: str
+    version: int
+    created_at: dt.datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertRecord:
+    id: UUID
+    kind: str
+    tenant: UUID | None
+    tenant_slug: str | None
+    subject: str
+    message: str
+    body: dict[str, Any]
+    at: dt.datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryRecord:
+    """One alert on its way to one webhook. `status`: waiting, delivered or failed."""
+
+    id: UUID
+    alert: UUID
+    kind: str
+    status: str
+    tries: int
+    next_at: dt.datetime
+    done_at: dt.datetime | None
+    last_error: str | None

@@ -124,6 +124,7 @@ class Verdict(IntEnum):
     DUPLICATE = 1  #: already there; `state` says how it stands
     DENIED = 2  #: a budget has no room
     REVOKED = 3  #: the credential, key or tenant may not spend (any more)
+    CLOSED = 5  #: the database failed over and may have lost commits; `tollhouse recover` opens it
     STALE = 4  #: the attempt id's time is more than five minutes off the database's clock
 
 
@@ -141,6 +142,8 @@ class Admission:
     resets_at: int = 0
     #: smallest output limit, in tokens, that the denying budget lets a call be clamped to; 0: none
     clamp_floor: int = 0
+    #: an earlier try of this attempt was cut off and may still commit, whatever this answer says
+    undecided: bool = False
     #: the database's clock at admission, unix microseconds
     admitted_at_us: int = 0
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from proxy.domain.catalogue import Model, Target
@@ -227,11 +228,13 @@ class Priced:
             return max(bound.images, IMAGES_PER_REQUEST)
         return bound.images
 
-    def guarded(self, bound: Bound, usage: Usage, at: float) -> Usage:
-        """Usage of an answer that does not say what its guardrail took: the most it can have been,
-        which is part of the ceiling.
+    def completed(self, bound: Bound, usage: Usage, at: float) -> Usage:
+        """The usage with what its answer does not tell: the size of its images, and the most that a
+        guardrail without a trace can have taken, which is part of the ceiling.
         """
-        return self._plan(at).guardrails.assumed(usage, bound, self._guarded_images(bound))
+        if bound.guardrail and not usage.guardrail:
+            usage = self._plan(at).guardrails.assumed(usage, bound, self._guarded_images(bound))
+        return replace(usage, image_variant=bound.image_variant)
 
     def _find_worst(self, key: tuple[int, int, str, str, str | None, int]) -> _Worst:
         first, last, tier, latency, ttl, crossed = key
@@ -290,7 +293,7 @@ class Priced:
         if read or write or write_1h:
             total += read * row.cache_read + write * row.cache_write_5m + write_1h * row.cache_write_1h
         if images:
-            total += images * (plan.images.get(image_variant, row.image) if image_variant else row.image)
+            total += images * plan.images.get(image_variant or usage.image_variant or "dearest", row.image)
         if units:
             total += plan.guardrails.charge(usage)
         return -(-total // MILLION), plan.version

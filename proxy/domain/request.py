@@ -24,6 +24,8 @@ class Bound:
     #: dearest prompt-cache write the request may cause, None when it places no cache points
     cache_ttl: CacheTtl | None = None
     images: int = 0
+    #: size and quality of the images, as the price book names them; None counts as the dearest
+    image_variant: str | None = None
     guardrail: bool = False
     #: guardrail identifier as named by the request
     guardrail_id: str | None = None

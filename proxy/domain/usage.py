@@ -24,6 +24,8 @@ class Usage:
     guardrail_units: int = 0
     #: the same by policy (`GuardrailUsage` member), where they are told; not kept in the ledger
     guardrail: tuple[tuple[str, int], ...] = field(default=(), compare=False)
+    #: size and quality of the images, as the price book names them; not kept in the ledger
+    image_variant: str | None = field(default=None, compare=False)
     exact: bool = True
 
     @property

@@ -17,7 +17,7 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 from uuid import UUID
 
@@ -215,6 +215,7 @@ class PostgresBank:
         lane = self._lanes[tenant.int % len(self._lanes)]
         deadline = time.monotonic() + timeout_s
         pause, reason = _FIRST_PAUSE_S, "Postgres did not answer in time"
+        undecided = False
         while (left := deadline - time.monotonic()) > 0:
             try:
                 answer = await lane.batcher.submit((tenant, item), timeout_s=left)
@@ -225,8 +226,10 @@ class PostgresBank:
             except BatcherClosedError:
                 raise BankAway("the bank is shutting down") from None
             if not isinstance(answer, Again):
+                if undecided and isinstance(answer, Admission):
+                    return replace(answer, undecided=True)
                 return answer
-            reason = answer.reason
+            reason, undecided = answer.reason, undecided or answer.undecided
             if reason == wire.NO_ACCOUNT:
                 self._roll()
             await asyncio.sleep(min(pause * random.uniform(0.5, 1.0), max(0.0, deadline - time.monotonic())))

@@ -169,7 +169,7 @@ class Lane:
         try:
             return list(await self._statement(items, skip_locked=skip_locked))
         except _UndecidedError as error:
-            return [Again(str(error))] * len(items)
+            return [Again(str(error), undecided=True)] * len(items)
         except _LockedError:
             if skip_locked:
                 return [Again(wire.LOCKED)] * len(items)

@@ -13,7 +13,7 @@ from typing import Any, cast
 from uuid import UUID
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from proxy.domain.control import (
     AdjustmentRecord,
@@ -32,15 +32,13 @@ from proxy.domain.control import (
     TrailRecord,
 )
 from proxy.postgres import admins, budgets, control, issued, ledger, limits, records, scopes, tenants
+from proxy.postgres.desk import DeskSession
 from proxy.postgres.records import RefusalKey
 from proxy.postgres.repeats import PostgresRepeats
 
 
-class Session:
+class Session(DeskSession):
     """One connection with every question of the control plane; see the functions behind them."""
-
-    def __init__(self, db: AsyncConnection) -> None:
-        self._db = db
 
     # -- Tenants and projects -------------------------------------------------------------
 

@@ -363,6 +363,15 @@ class SweepMark(Base):
     swept_to: Mapped[UUID] = mapped_column(server_default=text("'00000000-0000-0000-0000-000000000000'"))
 
 
+class Timeline(Base):
+    """The server's timeline on which admission is open; `tollhouse recover` accepts another."""
+
+    __tablename__ = "timeline"
+    one: Mapped[bool] = mapped_column(primary_key=True, server_default=text("true"))
+    accepted: Mapped[int] = mapped_column(Integer)
+    accepted_at: Mapped[dt.datetime] = mapped_column(server_default=text("now()"))
+
+
 class Label(Base):
     """Interned names; `kind` is one of `proxy.postgres.labels.Kind`."""
 

@@ -16,7 +16,7 @@ from proxy.domain.ledger import Admission, Attempt, Outcome, Settled, Settlement
 _INT32_MAX = 2**31 - 1
 
 #: answers of the SQL functions that are no verdict: ask again
-UNAVAILABLE, BUSY = 5, 6
+UNAVAILABLE, BUSY, CLOSED = 5, 6, 7
 SETTLEMENT_BUSY = 5
 LOCKED = "its budgets are locked"
 NO_ACCOUNT = "a budget has no account for this period"
@@ -50,9 +50,13 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """Nothing was decided; `reason` says why. Asking again is safe."""
+    """Nothing is known to have been decided; `reason` says why. Asking again is safe.
+
+    `undecided`: the statement was cut off, and may still commit.
+    """
 
     reason: str
+    undecided: bool = False
 
 
 def _count(number: int) -> int:
@@ -218,6 +222,8 @@ def _admission(row: Mapping[str, Any]) -> Admission | Again:
         return Again(LOCKED)
     if row["answer"] == UNAVAILABLE:
         return Again(NO_ACCOUNT)
+    if row["answer"] == CLOSED:
+        return Admission(verdict=Verdict.CLOSED)
     return Admission(
         verdict=Verdict(row["answer"]),
         state=State(row["state"]),
@@ -226,5 +232,6 @@ def _admission(row: Mapping[str, Any]) -> Admission | Again:
         reserved=row["reserved"],
         limit=row["limit_nano"],
         resets_at=row["resets_at"],
+        clamp_floor=row["clamp_floor"],
         admitted_at_us=row["admitted_at_us"],
     )

@@ -8,6 +8,7 @@ make an answer that is not there.
           leave   give the turn back without an entry
           renew   the turn is still in use
           purge   delete a slice of the entries, of one model or of all
+          promise bind a name to one request
 
 KEYS      [1] entry       the stored bytes, with an end
           [2] turn        the owner who makes the answer now, with an end
@@ -20,11 +21,13 @@ ARGV      [1] op   [2] owner, "" to take no turn   [3] turn_ms   [4] member
           find, leave, renew: no more
           store   [5] entry  [6] ttl_ms  [7] budget  [8] model  [9] prefix of entry keys
           purge   [5] cursor [6] model, "" for all  [7] prefix of entry keys
+          promise [5] ttl_ms; KEYS [1] is the name, ARGV [2] the request
 
 Replies   find    {1, entry}, {0} nothing and it is our turn (or none was asked for), {2} another's turn
           store   {1 stored | 0 too large, evicted, entries, total bytes}
           leave, renew  1, or 0 when the turn is not ours (any more)
           purge   {cursor, deleted}; cursor "0" when every slice was seen
+          promise 1 bound to this request, 0 to another
 
 Worked    find with owner a -> {0}; find with owner b -> {2}; store by a -> {1, 0, 1, 500};
           find with owner b -> {1, entry}
@@ -47,7 +50,7 @@ local function integer(at, low, high)
 end
 
 local op, owner, member = ARGV[1], ARGV[2], ARGV[4]
-local wanted = ({ find = 4, leave = 4, renew = 4, store = 9, purge = 7 })[op]
+local wanted = ({ find = 4, leave = 4, renew = 4, store = 9, purge = 7, promise = 5 })[op]
 if not wanted or #ARGV ~= wanted or #KEYS ~= 4 then
   error('cache: unknown op, or wrong number of keys or arguments')
 end
@@ -91,6 +94,14 @@ end
 
 if op == 'renew' then
   return owns() and redis.call('PEXPIRE', turn_key, turn_ms) or 0
+end
+
+if op == 'promise' then
+  local bound = redis.call('GET', KEYS[1])
+  if not bound then
+    redis.call('SET', KEYS[1], owner, 'PX', integer(5, 1, 604800000))
+  end
+  return (not bound or bound == owner) and 1 or 0
 end
 
 if op == 'purge' then

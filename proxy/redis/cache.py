@@ -33,7 +33,7 @@ TURN_MS = 15_000
 _PROMISE_MS = 24 * 3600 * 1000
 _SILENCE_S = 1.0
 #: entries from this size on are packed and unpacked in a thread
-_LARGE_BYTES = 64 << 10
+_LARGE_BYTES = 16 << 10
 _BUSY = Found(busy=True)
 _FAILURES = (RedisAway, ResponseError)
 
@@ -99,15 +99,12 @@ class RedisCache:
             _unheard(self._submit(tenant, key, "renew", owner))
 
     async def promise(self, tenant: UUID, key: bytes, request: bytes) -> bool:
-        name = f"th:{{{tenant}}}:p:{key.hex()}"
         try:
-            if time.monotonic() < self._silent_until:
-                return True
-            bound = await self._redis.submit("SET", name, request, "NX", "GET", "PX", _PROMISE_MS)
+            kept = await self._run(tenant, key, "promise", request, _PROMISE_MS)
         except _FAILURES as error:
             self._failed(error)
             return True
-        return bound is None or bound == request
+        return bool(kept == 1)
 
     async def purge(self, tenant: UUID, model: str | None = None) -> int:
         deleted = 0
@@ -129,13 +126,15 @@ class RedisCache:
     def _submit(
         self, tenant: UUID, key: bytes, op: str, owner: bytes, *more: Argument
     ) -> asyncio.Future[Any]:
-        return self._redis.run(SCRIPT, _keys(tenant, key), (op, owner, TURN_MS, key.hex(), *more))
+        keys = _keys(tenant, key)
+        if op == "promise":
+            keys = (f"th:{{{tenant}}}:p:{key.hex()}", *keys[1:])
+        return self._redis.run(SCRIPT, keys, (op, owner, TURN_MS, key.hex(), *more))
 
-    async def _run(self, tenant: UUID, key: bytes, op: str, owner: bytes, *more: Argument) -> list[Any]:
+    async def _run(self, tenant: UUID, key: bytes, op: str, owner: bytes, *more: Argument) -> Any:
         if time.monotonic() < self._silent_until:
             raise RedisAway("it did not answer a moment ago")
-        reply: list[Any] = await self._submit(tenant, key, op, owner, *more)
-        return reply
+        return await self._submit(tenant, key, op, owner, *more)
 
     async def _unpack(self, tenant: UUID, key: bytes, data: bytes) -> Answer:
         if len(data) < _LARGE_BYTES:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 from uuid import UUID
 
 from redis.exceptions import ResponseError
@@ -49,11 +50,18 @@ class RedisPrefixes:
                 if isinstance(reply, _FAILURES):
                     return None
                 raise reply
-            pairs = iter(reply)
-            for field, amount in zip(pairs, pairs, strict=True):
+            for field, amount in _pairs(reply):
                 model, _, counter = field.decode().rpartition(" ")
                 found.setdefault(model, Tally()).add(counter, int(amount))
         return found
+
+
+def _pairs(reply: Any) -> Iterator[tuple[bytes, bytes]]:
+    """A hash as one server sends it, or as the cluster's client has already read it."""
+    if isinstance(reply, dict):
+        return iter(reply.items())
+    flat = iter(reply)
+    return zip(flat, flat, strict=True)
 
 
 def _name(tenant: UUID, hour: int) -> str:

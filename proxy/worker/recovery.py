@@ -28,7 +28,10 @@ async def recover(bank: Bank, directory: Path) -> int:
     resolved = 0
     for path, descriptor in recorder.orphans(directory):
         try:
-            resolved += await _recover_file(bank, path)
+            wreck = _read(path)
+            if wreck is None:
+                continue
+            resolved += await _resolve(bank, path, wreck)
             failpoints.reach("recovery_settled")
             path.unlink(missing_ok=True)
             failpoints.reach("recovery_removed")
@@ -37,14 +40,22 @@ async def recover(bank: Bank, directory: Path) -> int:
     return resolved
 
 
-async def _recover_file(bank: Bank, path: Path) -> int:
+def _read(path: Path) -> recorder.Wreck | None:
+    """None for a file that this version cannot read: it is set aside, not deleted, and the sweeper
+    charges what was open in it.
+    """
     try:
         wreck = recorder.read(path)
-    except (ValueError, KeyError):
-        # The header is fsynced before the first attempt: a file without one holds none.
-        log.warning("flight recorder %s has no header; nothing was recorded in it", path.name)
-        return 0
+    except (ValueError, KeyError) as error:
+        aside = path.with_suffix(".unreadable")
+        path.rename(aside)
+        log.critical("flight recorder %s cannot be read (%s); set aside as %s", path.name, error, aside.name)
+        return None
     failpoints.reach("recovery_read")
+    return wreck
+
+
+async def _resolve(bank: Bank, path: Path, wreck: recorder.Wreck) -> int:
     settlements = recorder.resolve(wreck)
     unknown = await _settle(bank, settlements)
     if unknown:

@@ -7,8 +7,10 @@ import base64
 import json
 import random
 import time
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
 
@@ -223,3 +225,72 @@ async def hits_while_killed(stack: Proxy, key: Key, redis: Valkey) -> None:
     redis.kill()
     for wave in await asyncio.gather(*waves):
         assert {answer.status_code for answer in wave} == {200}
+
+
+@pytest.mark.parametrize("operation", ["invoke", STREAM])
+async def test_replicas_ask_once_together(stack, simulator, tmp_path, operation):
+    other = Proxy(
+        stack.database_url,
+        stack.redis_url,
+        stack.upstream_url,
+        tmp_path / "other",
+        master_key=stack.master_key,
+    )
+    with running(other):
+        key = stack.key()
+        other.await_key(key)
+        prompt = "How far is the moon? [[delay_ms=400]]"
+        waves = await asyncio.gather(*(crowd(proxy, key, 10, operation, prompt) for proxy in (stack, other)))
+        answers = [answer for wave in waves for answer in wave]
+        assert {a.status_code for a in answers} == {200}
+        assert len({a.content for a in answers}) == 1
+        assert upstream_calls(simulator) == 1
+        assert outcomes(stack, key) == {"POST": 1, "HIT": 19}
+
+
+def test_a_retry_that_reaches_another_replica_pays_once(stack, simulator, tmp_path):
+    other = Proxy(
+        stack.database_url,
+        stack.redis_url,
+        stack.upstream_url,
+        tmp_path / "other",
+        master_key=stack.master_key,
+    )
+    with running(other):
+        key = stack.key(overrides={"cache": {"enabled": False}})
+        other.await_key(key)
+        prompt = "Take your time. [[delay_ms=1500]]"
+        tries = {"amz_sdk_invocation_id": "0c3f", "amz_sdk_request": "attempt=1; max=3"}
+        with ThreadPoolExecutor() as pool:
+            first = pool.submit(call, stack, key, prompt, **tries)
+            time.sleep(0.5)
+            second = pool.submit(call, other, key, prompt, **tries | {"amz_sdk_request": "attempt=2; max=3"})
+            assert first.result()[2] == second.result()[2]
+        assert upstream_calls(simulator) == 1
+        assert outcomes(stack, key) == {"POST": 1, "HIT": 1}
+
+
+@pytest.mark.slow
+def test_how_long_it_takes_does_not_tell_what_another_tenant_asked(stack, simulator):
+    """Another tenant's prompts take as long as fresh ones (Kolmogorov-Smirnov)."""
+    one, other = stack.key(), stack.key()
+    asked = [f"Is question {i} known?" for i in range(150)]
+    for prompt in asked:
+        call(stack, one, prompt)
+    probes = [(prompt, True) for prompt in asked] + [(f"Is question {i} new?", False) for i in range(150)]
+    random.Random(5).shuffle(probes)
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for prompt, known in probes:
+        began = time.perf_counter()
+        assert call(stack, other, prompt)[1]["x-tollhouse-cache"] == "miss"
+        times[known].append(time.perf_counter() - began)
+    # 2.23 sqrt(2/n) is the distance that two equal distributions exceed once in ten thousand tests
+    assert distance(times[True], times[False]) < 2.23 * (2 / 150) ** 0.5
+
+
+def distance(one: list[float], other: list[float]) -> float:
+    """Largest difference of two empirical distribution functions."""
+    one, other = sorted(one), sorted(other)
+    return max(
+        abs(bisect_right(one, t) / len(one) - bisect_right(other, t) / len(other)) for t in one + other
+    )

@@ -250,7 +250,7 @@ def _clients(found: Books, crowd: Crowd, evidence: Evidence, verdict: Verdict) -
     for row in found.rows.values():
         by_call[row["call"]].append(row)
     for shot in crowd.shots:
-        if shot.complete:
+        if shot.complete and not shot.spoilt:
             rows = by_call.get(UUID(shot.call), [])
             if not any(row["state"] == POST for row in rows):
                 told = [NAMES[row["state"]] for row in rows]

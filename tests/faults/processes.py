@@ -20,6 +20,9 @@ from tests.support.stack import Proxy
 CRASH_LOOP_SECONDS = 5.7
 #: two deaths that granian learns of together count for both places
 _GAP_SECONDS = 0.3
+_SHIM = Path(__file__).resolve().parents[2] / "proxy" / "embedded" / "shim.py"
+#: a harness that is killed leaves nothing behind
+_END_WITH_US = (sys.executable, "-I", "-S", str(_SHIM), "same", str(int(signal.SIGKILL)))
 #: imports before the server forks, so that a thousand deaths do not cost a thousand times all imports
 _PRELOADED = "import proxy.app, sys; from proxy.cli import main; sys.exit(main(sys.argv[1:]))"
 
@@ -64,6 +67,7 @@ class Tree:
     starts: list[float] = field(default_factory=list)
     _last: tuple[int, float] = (0, float("-inf"))
     _slots: list[int] = field(default_factory=list)
+    _launched: float = 0.0
 
     @property
     def log(self) -> Path:
@@ -72,21 +76,24 @@ class Tree:
     def launch(self, **settings: str) -> None:
         """Starts it and does not wait."""
         self.settings = settings
+        self._launched = time.monotonic()
         self.process = self._spawn("serve", settings)
         self._slots = []
 
     async def start(self, **settings: str) -> None:
         """Returns when it is ready to serve."""
-        began = time.monotonic()
         self.launch(**settings)
-        await asyncio.to_thread(self.proxy.await_ready, self.process, 30.0)
-        self.starts.append(time.monotonic() - began)
+        await self.await_ready()
+
+    async def await_ready(self) -> None:
+        await asyncio.to_thread(self.proxy.await_ready, self.process, 40.0)
+        self.starts.append(time.monotonic() - self._launched)
 
     def _spawn(self, verb: str, settings: dict[str, str]) -> subprocess.Popen[bytes]:
         self.proxy.log = self.log
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-c", _PRELOADED, verb],
+                [*_END_WITH_US, str(os.getpid()), "--", sys.executable, "-c", _PRELOADED, verb],
                 env=self.proxy.environment() | settings | self._places(),
                 cwd=self.root, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
@@ -185,13 +192,14 @@ class Tree:
         except subprocess.TimeoutExpired:
             await self.kill(look=False)
 
-    async def watch(self) -> bool:
-        """Start it again when it has given up, as a supervisor would. True when it had to."""
+    async def watch(self, *, ready: bool = True) -> None:
+        """Start it again when it has given up, as a supervisor would."""
         if self.alive:
-            return False
+            return
         self.exits += 1
-        await self.start(**self.settings)
-        return True
+        self.launch(**self.settings)
+        if ready:
+            await self.await_ready()
 
 
 def environment(**more: Any) -> dict[str, str]:

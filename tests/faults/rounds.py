@@ -174,8 +174,8 @@ def at_point(point: str) -> Storm:
     async def storm(world: World, crowd: Crowd, rng: random.Random, turn: Round) -> None:
         start = world.tree.log.stat().st_size
         await world.tree.kill()
-        await world.tree.start(TOLLHOUSE_FAIL_POINT=f"{point}:{rng.randint(1, 12)}:stop")
-        await _kill_stopped(world, turn, ready=True)
+        world.tree.launch(TOLLHOUSE_FAIL_POINT=f"{point}:{rng.randint(1, 12)}:stop")
+        await _kill_stopped(world, turn)
         await world.tree.kill()
         await world.tree.start()
         turn.evidence.reached = _reached(world, start)
@@ -183,14 +183,21 @@ def at_point(point: str) -> Storm:
     return storm
 
 
-async def _kill_stopped(world: World, turn: Round, *, ready: bool) -> None:
-    killed, patience = 0, time.monotonic() + turn.longest / 2
+async def _kill_stopped(world: World, turn: Round) -> None:
+    """Kills whoever stands still at the place. Where that would be the same place of granian's twice in a
+    row, the other worker dies first, at whatever it is doing.
+    """
+    killed, patience, tree = 0, time.monotonic() + turn.longest / 2, world.tree
     while killed < turn.kills and time.monotonic() < patience:
-        await world.tree.watch()
-        for pid in world.tree.workers():
-            stopped = stat_of(pid)[0] == "T"
-            if stopped and world.tree.may_kill(pid) and await world.tree.kill_worker(pid):
-                killed += 1
+        await tree.watch(ready=False)
+        workers = tree.workers()
+        stopped = [pid for pid in workers if stat_of(pid)[0] == "T"]
+        for pid in stopped:
+            others = [other for other in workers if other not in stopped and tree.may_kill(other)]
+            if tree.may_kill(pid):
+                killed += await tree.kill_worker(pid) is not None
+            elif others:
+                await tree.kill_worker(others[0])
         await asyncio.sleep(0.01)
 
 

@@ -453,3 +453,93 @@ async def test_a_full_disk_refuses_before_anything_is_held(world, monkeypatch):
         await run(w)
     assert caught.value.reason == "recorder_failed"
     assert w.attempts() == []
+
+
+async def test_a_process_that_stood_still_does_not_send(world, monkeypatch):
+    w = world()
+    call = w.call()
+    admit = w.bank.admit
+
+    async def slow(attempt):
+        admission = await admit(attempt)
+        real = time.monotonic
+        monkeypatch.setattr("proxy.reservation.time.monotonic", lambda: real() + 6)
+        return admission
+
+    w.bank.admit = slow
+    with pytest.raises(Unavailable) as caught:
+        await Exchange(w.kit, call, Client()).run()
+    assert caught.value.reason == "stood_still"
+    assert w.upstream.requests == []
+    assert [e[0] for e in w.entries()] == [State.VOID]
+
+
+async def test_a_recorder_that_fills_up_before_sending_voids_the_call(world, monkeypatch):
+    w = world()
+
+    def full(self, attempt):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(type(w.recorder), "sent", full)
+    with pytest.raises(Unavailable):
+        await run(w)
+    assert w.upstream.requests == []
+    assert [e[0] for e in w.entries()] == [State.VOID]
+
+
+async def test_a_recorder_that_fills_up_after_the_answer_costs_the_client_nothing(world, monkeypatch):
+    w = world(Scripted(headers=HEADERS, chunks=[BODY]))
+
+    def full(self, settlement):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(type(w.recorder), "done", full)
+    assert (await run(w)).status == 200
+    assert w.entries() == [(State.POST, Why.USAGE, 5)]
+
+
+async def test_a_settlement_that_fails_unforeseen_is_made_later(world):
+    w = world(Scripted(headers=HEADERS, chunks=[BODY]))
+    settle = w.bank.settle
+
+    async def broken(settlement):
+        w.bank.settle = settle
+        raise RuntimeError("defect")
+
+    w.bank.settle = broken
+    with pytest.raises(RuntimeError):
+        await run(w)
+    await w.kit.settler.drain(3.0)
+    assert w.entries() == [(State.POST, Why.USAGE, 5)]
+    w.nothing_is_open()
+
+
+async def test_moving_on_that_fails_unforeseen_resolves_both_attempts(world):
+    throttled = Scripted(status=429, headers={"x-amzn-errortype": "ThrottlingException"}, chunks=[b"{}"])
+    w = world(throttled)
+
+    async def broken(settlement, attempt):
+        await MemoryBank.settle_and_admit(w.bank, settlement, attempt)
+        raise RuntimeError("defect")
+
+    w.bank.settle_and_admit = broken
+    with pytest.raises(RuntimeError):
+        await run(w, legs=2)
+    await w.kit.settler.drain(5.0)
+    assert [e[0] for e in w.entries()] == [State.VOID, State.VOID]
+    w.nothing_is_open()
+
+
+async def test_a_denial_after_an_undecided_try_voids_what_may_still_commit(world):
+    w = world(limit=CEILING - 1)
+    admit = w.bank.admit
+
+    async def undecided(attempt):
+        return replace(await admit(attempt), undecided=True)
+
+    w.bank.admit = undecided
+    with pytest.raises(BudgetSpent):
+        await run(w)
+    assert w.kit.settler.waiting == 1
+    await w.kit.settler.drain(5.0)
+    w.nothing_is_open()

@@ -35,6 +35,7 @@ CORE = {
     "pipeline",
     "policyfile",
     "recorder",
+    "reservation",
     "settler",
     "sharing",
     "telemetry",

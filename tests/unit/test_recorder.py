@@ -153,3 +153,69 @@ def test_a_large_file_is_followed_by_another_and_goes_when_it_is_done(tmp_path):
 def test_a_settlement_survives_the_recorder_exactly():
     settlement = post(uuid7())
     assert recorder.decode(settlement.attempt, recorder.encode(settlement)) == settlement
+
+
+def test_a_file_is_invisible_until_it_is_locked_and_whole(tmp_path, monkeypatch):
+    seen = []
+    real = recorder.os.fsync
+
+    def peek(descriptor):
+        seen.append(recorder.orphans(tmp_path))
+        return real(descriptor)
+
+    monkeypatch.setattr(recorder.os, "fsync", peek)
+    FlightRecorder(tmp_path)
+    assert seen
+    assert seen[0] == []
+
+
+def test_a_file_of_another_format_is_not_guessed_at(tmp_path):
+    flight = FlightRecorder(tmp_path)
+    flight.opened(uuid7())
+    path = crash(flight)
+    path.write_bytes(path.read_bytes().replace(b'"format": 1', b'"format": 2'))
+    with pytest.raises(ValueError, match="format"):
+        recorder.read(path)
+
+
+def test_a_short_write_is_taken_back_so_that_what_follows_is_readable(tmp_path, monkeypatch):
+    flight = FlightRecorder(tmp_path)
+    first, second = uuid7(), uuid7()
+    flight.opened(first)
+    real = recorder.os.write
+    monkeypatch.setattr(recorder.os, "write", lambda d, b: real(d, b[:7]))
+    with pytest.raises(OSError, match="short write"):
+        flight.sent(first)
+    monkeypatch.setattr(recorder.os, "write", real)
+    flight.opened(second)
+    flight.sent(second)
+    crash(flight)
+
+    wreck = only(tmp_path)
+
+    assert (wreck.torn, set(wreck.sent), set(wreck.unsent)) == (False, {second}, {first})
+
+
+def test_an_end_that_cannot_be_written_keeps_the_file(tmp_path, monkeypatch):
+    flight = FlightRecorder(tmp_path)
+    attempt = uuid7()
+    flight.opened(attempt)
+    flight.sent(attempt)
+
+    def full(descriptor, data):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(recorder.os, "write", full)
+    flight.closed(attempt)
+    monkeypatch.undo()
+    flight.shut()
+    assert set(only(tmp_path).sent) == {attempt}
+
+
+def test_after_leaving_nothing_is_written_into_a_strangers_file(tmp_path):
+    flight = FlightRecorder(tmp_path)
+    attempt = uuid7()
+    flight.opened(attempt)
+    flight.shut()
+    with pytest.raises(OSError):
+        flight.sent(attempt)

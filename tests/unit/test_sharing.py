@@ -15,16 +15,22 @@ from proxy import sharing as module
 from proxy.bedrock.interventions import intervened
 from proxy.call import Call
 from proxy.domain.caching import Terms
+from proxy.domain.fingerprint import retry_key
 from proxy.domain.ledger import State
 from proxy.domain.policy import CachePolicy
+from proxy.domain.usage import NOTHING
 from proxy.errors import Invalid, Refusal, Unauthenticated, Unavailable, UpstreamUnavailable
 from proxy.exchange import Exchange
 from proxy.hits import Hits
+from proxy.ports import Answer
 from proxy.sharing import Sharing
 from proxy.testing_cache import MemoryCache
 from proxy.testing_upstream import Scripted
 from tests.unit.test_exchange import BODY, FIRST, HEADERS, LAST, STREAM, Client, World
 
+KEPT = Answer(
+    status=200, headers=(), body=b"kept", stream=False, usage=NOTHING, cost=5, model="m", made_at=0.0
+)
 SHARED = Terms(look=True, keep=True)
 RETRY = Terms(token="try")
 ALIKE = b"f" * 32
@@ -456,6 +462,18 @@ async def test_a_retry_finds_the_answer_its_client_was_not_there_for(worker, cac
     other = Worker(w.world, cache)
     assert cached(await other.serve(other.call(terms=again, stream=True))) == "hit"
     assert w.states() == {State.POST: 1, State.HIT: 2}
+
+
+async def test_a_retry_waits_for_another_worker_longer_than_a_stranger_would(worker, cache):
+    w = worker(patience=0.01)
+    w.world.kit.bounds = replace(w.world.kit.bounds, first_byte=10)
+    call = w.call(terms=replace(RETRY, again=True))
+    key = retry_key(call.fingerprint, call.caller.key, RETRY.token)
+    cache.announce(w.world.tenant, key, b"another worker")
+    waiting = asyncio.create_task(w.serve(call))
+    await asyncio.sleep(0.1)
+    await cache.store(w.world.tenant, key, b"another worker", KEPT, 60, 1000)
+    assert (await waiting).body == KEPT.body
 
 
 async def test_without_a_retry_nothing_of_an_unshared_call_is_kept(worker, cache):

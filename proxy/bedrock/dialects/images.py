@@ -6,6 +6,7 @@ user guide, "Stability AI models" (one image a call) and "Titan Image Generator"
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,9 +14,12 @@ from proxy.bedrock.dialects import counts
 from proxy.bedrock.dialects.bounds import Allowance, Tally, known_only, limit_of, object_of
 from proxy.bedrock.dialects.dialect import NativeDialect
 from proxy.domain.catalogue import Model
+from proxy.domain.request import Bound
 from proxy.domain.usage import Usage
 
 _CONFIG = frozenset({"numberOfImages", "width", "height", "quality", "cfgScale", "seed", "size"})
+#: tasks whose images have the size that is asked for; of the others it is that of the image given
+_SIZED = frozenset({"TEXT_IMAGE", "COLOR_GUIDED_GENERATION", "IMAGE_VARIATION"})
 #: more than any model makes in a call
 IMAGES_MAX = 10
 
@@ -61,6 +65,21 @@ class AmazonImage(ImageDialect):
             if "numberOfImages" in config:
                 tally.images = limit_of(config["numberOfImages"], "numberOfImages", IMAGES_MAX)
         tally.tokens = model.context_tokens
+
+    def bound(self, body: dict[str, Any], raw: bytes, model: Model, headers: Mapping[str, str]) -> Bound:
+        found = super().bound(body, raw, model, headers)
+        variant = _variant(body) if body.get("taskType") in _SIZED else None
+        return dataclasses.replace(found, image_variant=variant)
+
+
+def _variant(body: Mapping[str, Any]) -> str | None:
+    """Size and quality, by which Nova Canvas is priced; 1024 x 1024 and standard unless said."""
+    config = body.get("imageGenerationConfig") or {}
+    width, height = config.get("width", 1024), config.get("height", 1024)
+    if type(width) is not int or type(height) is not int or "size" in config:
+        return None
+    size = "1024x1024" if max(width, height) <= 1024 else "2048x2048"
+    return f"up-to-{size}/{'premium' if config.get('quality', 'standard') == 'premium' else 'standard'}"
 
 
 class TitanImage(AmazonImage):

@@ -13,7 +13,8 @@
 -- Either half may be left out. With skip_locked it waits for no account; attempts whose accounts are busy are answered BUSY.
 --
 -- Answers of admissions (part 'a'): 0 OK, 1 DUPLICATE, 2 DENIED, 3 REVOKED, 4 STALE,
---   5 UNAVAILABLE (a live budget has no current account: nobody may spend on it unseen), 6 BUSY.
+--   5 UNAVAILABLE (a live budget has no current account: nobody may spend on it unseen), 6 BUSY,
+--   7 CLOSED (the server's timeline is not the accepted one: commits may be lost, nothing is admitted).
 -- Answers of settlements (part 's'): 0 SETTLED, 1 ALREADY, 2 REFUNDED, 3 UNKNOWN, 4 REFUSED, 5 BUSY.
 --
 -- Plans are made once and must not depend on how large the tables were then: scans are by index
@@ -37,7 +38,7 @@ CREATE OR REPLACE FUNCTION bank_settle_and_admit(
   skip_locked boolean DEFAULT false
 ) RETURNS TABLE (
   part text, ord integer, answer smallint, state smallint, budget uuid, settled bigint, reserved bigint,
-  limit_nano bigint, resets_at bigint, admitted_at_us bigint, overrun bigint, budgets uuid[]
+  limit_nano bigint, resets_at bigint, admitted_at_us bigint, overrun bigint, budgets uuid[], clamp_floor integer
 ) LANGUAGE plpgsql
 SET enable_seqscan TO off SET enable_hashjoin TO off SET enable_mergejoin TO off SET jit TO off
 SET plan_cache_mode TO force_generic_plan SET lock_timeout TO '250ms'
@@ -49,6 +50,7 @@ DECLARE
   v_latest CONSTANT uuid := uuid7_floor(v_now + interval '5 minutes');
   v_admits CONSTANT integer := cardinality(a_attempt);
   v_settles CONSTANT integer := cardinality(s_attempt);
+  v_closed CONSTANT boolean := v_admits > 0 AND current_timeline() <> (SELECT t.accepted FROM timeline t);
   -- one element per admission
   v_answer smallint[] := '{}';
   v_holds text[] := '{}';
@@ -104,7 +106,8 @@ BEGIN
       INTO v_answer, v_holds
       FROM (
         SELECT o.ord, h.holds::text AS holds,
-               CASE WHEN a_attempt[o.ord] < v_earliest OR a_attempt[o.ord] >= v_latest THEN 4
+               CASE WHEN v_closed THEN 7
+                    WHEN a_attempt[o.ord] < v_earliest OR a_attempt[o.ord] >= v_latest THEN 4
                     WHEN NOT may_spend(c.tenant, c.project, c.key, c.credential, v_now) THEN 3
                     WHEN h.missing THEN 5 ELSE 0 END::smallint AS answer
           FROM (
@@ -352,17 +355,20 @@ BEGIN
   RETURN QUERY
     SELECT 's', o.ord, o.answer, o.state, NULL::uuid, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint,
            NULL::bigint, o.overrun,
-           (SELECT coalesce(array_agg(c_budget[width_bucket(x, c_id)]), '{}') FROM unnest(o.holds::bigint[]) AS x)
+           (SELECT coalesce(array_agg(c_budget[width_bucket(x, c_id)]), '{}') FROM unnest(o.holds::bigint[]) AS x), 0
       FROM unnest(o_ord, o_answer, o_state, o_overrun, o_holds) AS o(ord, answer, state, overrun, holds)
     UNION ALL
-    SELECT 's', s.ord::integer, 3::smallint, 0::smallint, NULL, NULL, NULL, NULL, NULL, NULL, 0::bigint, '{}'
+    SELECT 's', s.ord::integer, 3::smallint, 0::smallint, NULL, NULL, NULL, NULL, NULL, NULL, 0::bigint, '{}', 0
       FROM unnest(s_attempt) WITH ORDINALITY AS s(attempt, ord)
      WHERE coalesce(cardinality(o_ord), 0) < v_settles AND NOT s.ord = ANY (coalesce(o_ord, '{}'))
     UNION ALL
     SELECT 'a', a.ord::integer, a.answer, a.state, c_budget[a.blame], a.settled, a.reserved,
            coalesce(c_limit[a.blame], 0),
            CASE WHEN isfinite(c_ends[a.blame]) THEN floor(extract(epoch FROM c_ends[a.blame]))::bigint ELSE 0 END,
-           (extract(epoch FROM a.since) * 1000000)::bigint, 0::bigint, NULL
+           (extract(epoch FROM a.since) * 1000000)::bigint, 0::bigint, NULL,
+           CASE WHEN a.blame IS NULL THEN 0 ELSE (
+             SELECT CASE b.on_short WHEN 'clamp' THEN b.floor_output_tokens ELSE 0 END
+               FROM budgets b WHERE b.id = c_budget[a.blame]) END
       FROM unnest(v_answer, v_state, v_blame, v_blame_settled, v_blame_reserved, v_since)
            WITH ORDINALITY AS a(answer, state, blame, settled, reserved, since, ord);
 END

@@ -47,3 +47,9 @@ BEGIN
        AND t.status = 'active' AND (k.project IS NULL OR p.status = 'active'));
 END
 $body$;
+
+-- The server's timeline: another one means that a standby was promoted or a backup restored, and
+-- that what was committed last may be gone.
+CREATE OR REPLACE FUNCTION current_timeline() RETURNS integer LANGUAGE sql STABLE AS $body$
+  SELECT ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::integer
+$body$;

@@ -60,6 +60,9 @@ class Office:
     keyring: Keyring
     policies: Callable[[], Policies]
     clock: Callable[[], float]
+    #: webhooks may be there though it is not public (`domain.delivery.Network`, which is a union that the
+    #: framework cannot inspect)
+    networks: tuple[Any, ...] = ()
 
     def known_models(self, names: Sequence[str] | None, field: str = "models") -> list[str] | None:
         """Base model ids, sorted and each once. Raises a 400 `Problem` for one that is none."""

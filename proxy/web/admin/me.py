@@ -89,7 +89,8 @@ class MyDesk:
         until = aware("until", until) or now
         since = aware("since", since) or await self._month_began(caller, now)
         where = CallFilter(tenant=caller.tenant, key=caller.key, since=since, until=until)
-        report = await spend_report(self.office.store, ("model",), where, "UTC")
+        async with self.office.store.reading() as db:
+            report = await spend_report(db, ("model",), where)
         return MyUsageOut(since=since, until=until, cost_usd=report.total_usd, items=report.items)
 
     def limits(self, caller: Caller) -> Page[MyLimitOut]:

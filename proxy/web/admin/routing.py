@@ -15,6 +15,7 @@ from litestar.di import Provide
 from litestar.handlers import BaseRouteHandler
 from litestar.types import Guard
 
+from proxy.domain.delivery import allowed_networks
 from proxy.domain.tenant import Caller
 from proxy.keys import Keyring
 from proxy.web.admin import problems
@@ -31,8 +32,10 @@ from proxy.web.admin.openapi import document
 from proxy.web.admin.problems import not_found
 from proxy.web.admin.reports import ReportController, ReportDesk
 from proxy.web.admin.request import BODY_BYTES_MAX, StrictRequest
+from proxy.web.admin.statements import StatementController, StatementDesk
 from proxy.web.admin.store import Store
 from proxy.web.admin.tenants import TenantController, TenantDesk
+from proxy.web.admin.webhooks import AlertController, WebhookController, WebhookDesk
 from proxy.web.auth import KeyAuthenticator
 
 PREFIX = "/admin/v1"
@@ -57,6 +60,8 @@ def problems_or(otherwise: ErrorHandler) -> ErrorHandler:
 class AdminSettings(Protocol):
     @property
     def admin_key(self) -> str: ...
+    @property
+    def webhook_networks(self) -> str: ...
 
 
 class AdminDeps(Protocol):
@@ -87,7 +92,11 @@ class _Building:
     def office(self) -> Office:
         deps = self._deps
         return Office(
-            store=deps.control, keyring=deps.keyring, policies=lambda: deps.policies, clock=self._clock
+            store=deps.control,
+            keyring=deps.keyring,
+            policies=lambda: deps.policies,
+            clock=self._clock,
+            networks=allowed_networks(deps.settings.webhook_networks),
         )
 
     @cached_property
@@ -128,13 +137,16 @@ def _admin_router(building: _Building | None) -> Router:
         "desk_of_budgets": BudgetDesk,
         "desk_of_calls": CallDesk,
         "desk_of_reports": ReportDesk,
+        "desk_of_statements": StatementDesk,
+        "desk_of_webhooks": WebhookDesk,
         "desk_of_admins": AdminDesk,
     }
     return Router(
         path=PREFIX,
         route_handlers=[
             TenantController, KeyController, LimitController, BudgetController, CallController,
-            RecordController, ReportController, AdminController, openapi, nowhere,
+            RecordController, ReportController, StatementController, WebhookController, AlertController,
+            AdminController, openapi, nowhere,
         ],
         dependencies={name: _desk(building, desk) for name, desk in desks.items()}
         | {"who": Provide(_principal, sync_to_thread=False)},

@@ -95,14 +95,62 @@ class SpendOut(Out):
     outcome: str | UnsetType = UNSET
     operation: str | UnsetType = UNSET
     tags: str | UnsetType = UNSET
+    target: str | UnsetType = UNSET
+    month: str | UnsetType = UNSET
+    #: value of the tag in `group_by`, empty for calls without it
+    tag: str | UnsetType = UNSET
 
 
 class SpendReportOut(Out):
     items: list[SpendOut]
+    #: of all groups, shown or not
     total_usd: str
     #: more groups exist than are shown; narrow the time or group by less
     truncated: bool
     next: str | None = None
+
+
+class StatementLineOut(Out):
+    project: str | None
+    key: str
+    model: str
+    cost_usd: str
+    saved_usd: str
+    attempts: int
+    hits: int
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+
+
+class StatementOut(Out):
+    """`total_usd` = `usage_usd` + `corrections_usd`; `usage_usd` = what was charged, refunded, adjusted
+    and overrun, and the sum of `lines`.
+    """
+
+    tenant: str
+    month: str
+    status: Literal["draft", "issued"]
+    currency: str
+    time_zone: str
+    period_start: datetime
+    period_end: datetime
+    charged_usd: str
+    refunded_usd: str
+    adjusted_usd: str
+    overrun_usd: str
+    usage_usd: str
+    #: changes of earlier months since their statements were issued
+    corrections_usd: str
+    total_usd: str
+    upstream_cost_usd: str
+    #: calls of the month that are not resolved yet, and the most they can cost
+    open_attempts: int
+    open_ceiling_usd: str
+    lines: list[StatementLineOut]
+    issued_at: datetime | None = None
+    issued_by: str | None = None
 
 
 class AuditOut(Out):

@@ -30,11 +30,12 @@ from proxy.domain.control import (
     TenantRecord,
     TrailRecord,
 )
+from proxy.web.admin.desk_store import DeskSession
 
 RefusalKey = Literal["tenant", "key", "reason", "model", "day"]
 
 
-class Session(Protocol):
+class Session(DeskSession, Protocol):
     """One connection."""
 
     # -- Tenants and projects -------------------------------------------------------------

@@ -180,7 +180,7 @@ async def deps(engine: AsyncEngine) -> AsyncIterator[Any]:
         policies=policies,
         directory=directory,
         authenticator=KeyAuthenticator(directory, InboundSignatures(time.time)),
-        settings=SimpleNamespace(admin_key=ADMIN_KEY),
+        settings=SimpleNamespace(admin_key=ADMIN_KEY, webhook_networks=""),
     )
     await directory.stop()
 

@@ -1,0 +1,195 @@
+"""The money one exchange holds: the reservation of its current attempt, from mint to settlement.
+
+Exactly one settlement follows every reservation that may have been taken, whatever happens to the
+task that holds it: `resolve` on the way that was planned, `abandon` on every other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from uuid import UUID
+
+from proxy import telemetry
+from proxy.call import Call, Ending, Kit, Leg
+from proxy.clock import uuid7
+from proxy.domain.ledger import Admission, Attempt, Settlement, State, Verdict, Why
+from proxy.errors import BankAway, Unavailable
+
+log = logging.getLogger("tollhouse.exchange")
+
+#: longer than an admit that was given up can still run in Postgres, seconds
+_LATE_COMMIT_SECONDS = 1.5
+
+
+class Reservation:
+    """Not shared: one exchange, one attempt at a time."""
+
+    def __init__(self, kit: Kit, call: Call) -> None:
+        self.kit = kit
+        self.call = call
+        #: the attempt that may hold money of ours
+        self.open: UUID | None = None
+        #: when the bank was asked for it, monotonic seconds
+        self.asked_at = 0.0
+        self.sent = False
+        #: how it ended, once that is known
+        self.known: Settlement | None = None
+
+    async def enter(self) -> tuple[Leg, UUID]:
+        """Take the first reservation. A budget that is short may be asked for less (`clamp`), and one
+        that is only held may be waited for. Raises a `Refusal`; nothing is held then.
+        """
+        deadline = time.monotonic() + self.kit.bounds.held_wait
+        while True:
+            leg = self.call.legs[0]
+            attempt = self._mint(leg)
+            admission = await self._admit(attempt)
+            if _is_held(admission):
+                return leg, attempt.attempt
+            self._forget(attempt, admission)
+            if admission.verdict is Verdict.DENIED and admission.budget is not None:
+                if self._ask_for_less(admission, leg):
+                    continue
+                left = deadline - time.monotonic()
+                if left > 0 and admission.settled + self._least(admission, leg) <= admission.limit:
+                    await self.kit.queue.wait(admission.budget, left)
+                    continue
+            raise self.call.deny(admission, leg.ceiling, self._least(admission, leg))
+
+    async def move_on(self, ending: Ending, following: Leg) -> UUID:
+        """Settle a failed sending and take the next reservation, in one statement. When the next does
+        not fit, the client hears the first sending's error, not a budget's.
+        """
+        attempt = self._mint(following)
+        self.record(ending.settlement)
+        try:
+            admission = await self.kit.bank.settle_and_admit(ending.settlement, attempt)
+        except BaseException as error:
+            self._void_later(attempt.attempt)
+            if not isinstance(error, BankAway):
+                raise
+            self.kit.settler.later(ending.settlement)
+            self.open = None
+            raise ending.refusal or Unavailable("the ledger does not answer; please retry") from None
+        self.kit.recorder.closed(ending.settlement.attempt)
+        telemetry.moved_on(ending.settlement)
+        self._hold(attempt.attempt)
+        if not _is_held(admission):
+            self._forget(attempt, admission)
+            raise ending.refusal or self.call.deny(admission, following.ceiling, following.ceiling)
+        return attempt.attempt
+
+    def sending(self, attempt: UUID) -> None:
+        """The next act is to send. Raises `Unavailable` when it must not be done: this process stood
+        still for so long that the sweeper may have resolved the attempt, or cannot record it.
+        """
+        if time.monotonic() - self.asked_at > self.kit.bounds.call:
+            raise Unavailable("the proxy stood still; please retry", reason="stood_still")
+        try:
+            self.kit.recorder.sent(attempt)
+        except OSError as error:
+            raise self._unrecorded(error) from None
+        self.sent = True
+
+    def record(self, settlement: Settlement) -> None:
+        """Put down how the attempt ended. A recorder that is full only costs exactness after a crash."""
+        self.known = settlement
+        try:
+            self.kit.recorder.done(settlement)
+        except OSError as error:
+            log.critical("flight recorder: %s", error)
+
+    async def resolve(self, settlement: Settlement) -> None:
+        """Record, then settle. The bank may take its time; the end of the answer waits for it."""
+        self.record(settlement)
+        began = time.perf_counter()
+        try:
+            async with asyncio.timeout(self.kit.bounds.hold):
+                await self.kit.settler.settle(settlement)
+        except (BankAway, TimeoutError):
+            self.kit.settler.later(settlement)
+        self.open = None
+        telemetry.SETTLE_SECONDS.observe(time.perf_counter() - began)
+
+    def abandon(self) -> None:
+        """Something unforeseen: resolve what may be held by what is known."""
+        attempt, self.open = self.open, None
+        if attempt is None:
+            return
+        if self.known is not None:
+            self.kit.settler.later(self.known)
+        elif self.sent:
+            self.kit.settler.later(Settlement(attempt=attempt, state=State.CEILING, why=Why.CUT))
+        else:
+            self._void_later(attempt)
+
+    # ---- inside ------------------------------------------------------------------------------
+
+    def _mint(self, leg: Leg) -> Attempt:
+        """A new attempt, in the flight recorder before the bank can know it."""
+        call, attempt = self.call, uuid7()
+        try:
+            recorder = self.kit.recorder.opened(attempt)
+        except OSError as error:
+            raise self._unrecorded(error) from None
+        return Attempt(
+            attempt=attempt, call=call.id, tenant=call.caller.tenant, project=call.caller.project,
+            key=call.caller.key, credential=call.caller.credential, recorder=recorder,
+            operation=call.operation, model=leg.model_label, target=leg.target_label,
+            price=leg.price_label, ceiling=leg.ceiling, floor=leg.ceiling, tags=call.tags,
+        )  # fmt: skip
+
+    def _unrecorded(self, error: OSError) -> Unavailable:
+        log.critical("flight recorder: %s", error)
+        return Unavailable("the proxy cannot record calls; please retry", reason="recorder_failed")
+
+    def _hold(self, attempt: UUID) -> None:
+        self.open, self.asked_at, self.sent, self.known = attempt, time.monotonic(), False, None
+
+    async def _admit(self, attempt: Attempt) -> Admission:
+        """Ask the bank. Raises `Unavailable` when it does not answer."""
+        self._hold(attempt.attempt)
+        began = time.perf_counter()
+        try:
+            return await self.kit.bank.admit(attempt)
+        except BankAway:
+            raise Unavailable("the ledger does not answer; please retry", reason="bank_away") from None
+        finally:
+            telemetry.ADMIT_SECONDS.observe(time.perf_counter() - began)
+
+    def _ask_for_less(self, admission: Admission, leg: Leg) -> bool:
+        """Lower the output limit to what is affordable, where the budget allows it."""
+        if not admission.clamp_floor:
+            return False
+        headroom = admission.limit - admission.settled - admission.reserved
+        legs = self.call.clamp(headroom, admission.clamp_floor)
+        if legs is None or legs[0].ceiling >= leg.ceiling:
+            return False
+        self.call.legs = legs
+        return True
+
+    def _least(self, admission: Admission, leg: Leg) -> int:
+        """The smallest ceiling this call could have on the denying budget."""
+        return self.call.floor(admission.clamp_floor) if admission.clamp_floor else leg.ceiling
+
+    def _forget(self, attempt: Attempt, admission: Admission) -> None:
+        """The bank has no row of it; but an earlier try that was cut off may still commit one."""
+        self.open = None
+        if admission.undecided:
+            self._void_later(attempt.attempt)
+        else:
+            self.kit.recorder.closed(attempt.attempt)
+
+    def _void_later(self, attempt: UUID) -> None:
+        """The bank may or may not have the row; nothing was sent. A late commit is waited for."""
+        void = Settlement(attempt=attempt, state=State.VOID, why=Why.NEVER_SENT)
+        self.kit.settler.later(void, delay=_LATE_COMMIT_SECONDS)
+
+
+def _is_held(admission: Admission) -> bool:
+    """The reservation is ours: taken now, or by an earlier try of the same attempt."""
+    return admission.verdict is Verdict.OK or (
+        admission.verdict is Verdict.DUPLICATE and admission.state is State.OPEN
+    )
