@@ -12,7 +12,7 @@ READY   := $(VENV)/.ready-$(shell pwd | cksum | cut -d ' ' -f 1)
 COMPILE := $(BIN)/uv pip compile --quiet pyproject.toml --universal --generate-hashes --no-header --no-emit-index-url
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run clean-run test test-unit check format lock clean
+.PHONY: help setup run clean-run test test-clients test-unit check format lock clean
 
 ##@ Use
 
@@ -28,6 +28,9 @@ setup: $(READY) ## Make .venv from the hashed lock
 
 test: $(READY) ## Every test, on real private servers, WORKERS (2) at a time
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+
+test-clients: $(READY) ## Unmodified clients, newest from their registries, each in its own environment; prints a table
+	$(BIN)/python -m pytest -q tests/clients/suite.py
 
 test-unit: $(READY) ## The tests that start nothing
 	$(BIN)/python -m pytest -q tests/unit

@@ -226,7 +226,9 @@ class LiteLLM(Contestant):
             "LITELLM_MODE": "PRODUCTION",
         }
         command: list[str | Path] = [program, "--config", self.home / "config.yaml", "--host", "127.0.0.1"]
-        self._run([*command, "--port", str(self.port), "--num_workers", "1"], environment, "/health/liveliness")
+        self._run(
+            [*command, "--port", str(self.port), "--num_workers", "1"], environment, "/health/liveliness"
+        )
 
     def ask(self, *, stream: bool) -> Ask:
         return _chat(self.port, {"Authorization": "Bearer sk-bench"}, "bench", stream=stream)
@@ -273,9 +275,7 @@ class Portkey(Contestant):
     )
 
     def start(self) -> None:
-        script = (
-            self.place.cache / "portkey/node_modules/@portkey-ai/gateway/build/start-server.js"
-        )
+        script = self.place.cache / "portkey/node_modules/@portkey-ai/gateway/build/start-server.js"
         node = shutil.which("node")
         if node is None or not script.exists():
             raise NotStartedError("not installed (`python -m bench.install portkey`)")

@@ -56,7 +56,16 @@ def portkey(*, again: bool = False) -> bool:
         return False
     home.mkdir(parents=True, exist_ok=True)
     (home / "package.json").write_text("{}\n")
-    command = [npm, "install", "--prefix", str(home), "--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
+    command = [
+        npm,
+        "install",
+        "--prefix",
+        str(home),
+        "--ignore-scripts",
+        "--no-audit",
+        "--no-fund",
+        "--silent",
+    ]
     return _quiet([*command, PORTKEY])
 
 
@@ -79,7 +88,9 @@ def _quiet(command: list[str], environment: dict[str, str] | None = None) -> boo
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "install.log").open("ab") as log:
         try:
-            return subprocess.run(command, stdout=log, stderr=log, env=environment, check=False).returncode == 0
+            return (
+                subprocess.run(command, stdout=log, stderr=log, env=environment, check=False).returncode == 0
+            )
         except OSError:
             return False
 

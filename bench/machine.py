@@ -18,7 +18,7 @@ def describe(directory: Path) -> dict[str, Any]:
     """`directory` is on the disk that Postgres writes to: its fsync latency is measured there."""
     return {
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": os.cpu_count() or 1,
         "memory_mib": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20,
         "kernel": platform.release(),
         "python": platform.python_version(),

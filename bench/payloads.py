@@ -47,9 +47,7 @@ CHAT_WHOLE = json.dumps(
         "object": "chat.completion",
         "created": 1_700_000_000,
         "model": "bench",
-        "choices": [
-            {"index": 0, "message": {"role": "assistant", "content": TEXT}, "finish_reason": "stop"}
-        ],
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": TEXT}, "finish_reason": "stop"}],
         "usage": {
             "prompt_tokens": INPUT_TOKENS,
             "completion_tokens": OUTPUT_TOKENS,
@@ -122,7 +120,9 @@ def _frame(kind: str, payload: bytes) -> bytes:
         (":content-type", "application/json"),
         (":message-type", "event"),
     ):
-        headers += bytes([len(name)]) + name.encode() + b"\x07" + struct.pack(">H", len(value)) + value.encode()
+        headers += (
+            bytes([len(name)]) + name.encode() + b"\x07" + struct.pack(">H", len(value)) + value.encode()
+        )
     head = struct.pack(">II", 16 + len(headers) + len(payload), len(headers))
     head += struct.pack(">I", zlib.crc32(head))
     rest = head + headers + payload
@@ -155,7 +155,7 @@ def llama_stream(events: int) -> list[Event]:
 
 def converse_stream(events: int) -> list[Event]:
     """`events` text deltas of ConverseStream between its opening and closing events."""
-    frames = [("messageStart", {"role": "assistant", "p": "abcd"})]
+    frames: list[tuple[str, dict[str, object]]] = [("messageStart", {"role": "assistant", "p": "abcd"})]
     frames += [
         ("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": f"{MARK} "}, "p": "abcd"})
     ] * events
@@ -182,7 +182,11 @@ def chat_stream(events: int) -> list[Event]:
 
     def chunk(delta: dict[str, str], finish: str | None, **more: object) -> bytes:
         choices = [{"index": 0, "delta": delta, "finish_reason": finish}]
-        body = {"id": "chatcmpl-bench", "object": "chat.completion.chunk", "created": 1_700_000_000}
+        body: dict[str, object] = {
+            "id": "chatcmpl-bench",
+            "object": "chat.completion.chunk",
+            "created": 1_700_000_000,
+        }
         return b"data: " + json.dumps(body | {"model": "bench", "choices": choices} | more).encode() + b"\n\n"
 
     usage = {

@@ -1,42 +1,29 @@
-"""The plot: CPU per call and added latency of every contestant, on a logarithmic scale, as SVG by hand."""
+"""The plot: bars on logarithmic scales, as SVG by hand."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 from xml.sax.saxutils import escape
 
-Results = dict[str, Any]
+#: heading, unit, and each contestant with its value; None where it was not measured
+Panel = tuple[str, str, list[tuple[str, float | None]]]
 WIDTH, ROW, LEFT, TOP, GAP = 860, 26, 190, 54, 70
 _COLOURS = {"tollhouse": "#0b6e4f", "tollhouse, SigV4 client": "#5aa786", "nginx": "#8d99ae"}
 _OTHER = "#c8553d"
 
 
-def draw(results: Results) -> str:
-    """Bars in the order of the contestants; longer is worse."""
-    from bench import report
-
-    names = [name for name, about in results["contestants"].items() if "absent" not in about and name != "direct"]
-    panels = []
-    for title, unit, run, read in (
-        ("CPU of the proxy per call, 16 at once", "µs", "c16", lambda n: report.median(results, "c16", n, "cpu_us_proxy")),
-        ("added latency p50, 1 at once", "ms", "c1", lambda n: report.added(results, "c1", n, "p50")),
-        ("added latency p99, 1 at once", "ms", "c1", lambda n: report.added(results, "c1", n, "p99")),
-        ("CPU of the proxy per 50-event stream, 100 at once", "ms", "streams100",
-         lambda n: report.median(results, "streams100", n, "cpu_ms_proxy")),
-    ):  # fmt: skip
-        if run in results["runs"]:
-            panels.append((title, unit, [(name, read(name)) for name in names]))
+def draw(title: str, panels: list[Panel]) -> str:
+    """Bars in the order given; longer is worse."""
     height = TOP + sum(GAP + ROW * len(bars) for _, _, bars in panels)
+    box = f'viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="13"'
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" '
-        f'font-size="13"><rect width="{WIDTH}" height="{height}" fill="white"/>',
-        f'<text x="16" y="28" font-size="17" font-weight="bold">What governance costs '
-        f'({escape(results["began"][:10])}, {escape(results["form"]["name"])}; logarithmic, shorter is better)</text>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" {box}>',
+        f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
+        f'<text x="16" y="28" font-size="17" font-weight="bold">{escape(title)}</text>',
     ]
     y = TOP
-    for title, unit, bars in panels:
-        out += _panel(title, unit, bars, y)
+    for heading, unit, bars in panels:
+        out += _panel(heading, unit, bars, y)
         y += GAP + ROW * len(bars)
     return "\n".join([*out, "</svg>"]) + "\n"
 
@@ -55,7 +42,9 @@ def _panel(title: str, unit: str, bars: list[tuple[str, float | None]], y: int) 
     for power in range(round(math.log10(low)), round(math.log10(high)) + 1):
         x = LEFT + place(10.0**power)
         out.append(f'<line x1="{x:.1f}" y1="{y + 28}" x2="{x:.1f}" y2="{bottom}" stroke="#ddd"/>')
-        out.append(f'<text x="{x:.1f}" y="{bottom + 14}" fill="#777" text-anchor="middle">{10.0**power:g}</text>')
+        out.append(
+            f'<text x="{x:.1f}" y="{bottom + 14}" fill="#777" text-anchor="middle">{10.0**power:g}</text>'
+        )
     for number, (name, value) in enumerate(bars):
         at = y + 30 + ROW * number
         out.append(f'<text x="{LEFT - 8}" y="{at + 17}" text-anchor="end">{escape(name)}</text>')

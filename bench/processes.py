@@ -73,7 +73,7 @@ def start(
             env=None if environment is None else dict(environment),
             cwd=directory,
             start_new_session=True,
-            preexec_fn=settle_in,
+            preexec_fn=settle_in,  # noqa: PLW1509 (no other thread runs while children are started)
         )
 
 

@@ -88,7 +88,9 @@ def _added(run: str, *path: str) -> Callable[[Results], float | None]:
 
 
 def _others_cpu(results: Results) -> float | None:
-    return _plus(median(results, "c16", OURS, "cpu_us_postgres"), median(results, "c16", OURS, "cpu_us_redis"))
+    return _plus(
+        median(results, "c16", OURS, "cpu_us_postgres"), median(results, "c16", OURS, "cpu_us_redis")
+    )
 
 
 def _memory(kind: str, part: str = "rss_largest") -> Callable[[Results], float | None]:
@@ -165,7 +167,11 @@ def _machine(results: Results) -> str:
         f"{m['cores']} cores, {m['memory_mib'] // 1024} GiB, Linux {m['kernel']}, Python {m['python']}, {versions}. "
         f"fdatasync of 4 KiB: p50 {m['fsync_us']['p50']} µs, p99 {m['fsync_us']['p99']} µs. Load average when it "
         f"began: {m['load_average'][0]:.2f}"
-        + ("." if m["load_average"][0] < 0.7 else ": **not a quiet machine, the figures are not to be quoted**.")
+        + (
+            "."
+            if m["load_average"][0] < 0.7
+            else ": **not a quiet machine, the figures are not to be quoted**."
+        )
         + ("" if m["cores_apart"] else " Only one core: proxy and load share it.")
     )
 
@@ -183,6 +189,9 @@ def _contestants(results: Results) -> list[str]:
         )  # fmt: skip
         absent += [f"- **{name}**: {about[k]}" for k in ("no_streams", "no_delay") if k in about]
     head = ["contestant", "version", "what is on", "RSS MiB idle", "PSS MiB idle", "RSS MiB after"]
+    absent += [
+        f"- Tollhouse warned {times} times: {text}" for text, times in results.get("warnings", {}).items()
+    ]
     return ["### Contestants\n\n" + _table(head, rows), "\n".join(absent)]
 
 
@@ -196,7 +205,16 @@ def _closed(results: Results, run: str) -> str:
         busy = " / ".join(_percent(median(results, run, name, "busy", core)) for core in ("proxy", "rest"))
         rate = _n(median(results, run, name, "rate"))
         rows.append([name, rate, latencies, *cpu, busy, str(errors(results, run, name))])
-    head = ["", "calls/s", "added p50 / p95 / p99 ms", "proxy µs", "Postgres µs", "Redis µs", "cores busy", "errors"]
+    head = [
+        "",
+        "calls/s",
+        "added p50 / p95 / p99 ms",
+        "proxy µs",
+        "Postgres µs",
+        "Redis µs",
+        "cores busy",
+        "errors",
+    ]
     return f"### {run[1:]} at once, upstream answers at once\n\n" + _table(head, rows)
 
 
@@ -220,7 +238,9 @@ def _streams(results: Results, count: int) -> str:
         return ""
     rows = []
     for name in results["runs"][run]:
-        first = " / ".join(_n(added(results, run, name, "first", at), signed=True) for at in ("p50", "p95", "p99"))
+        first = " / ".join(
+            _n(added(results, run, name, "first", at), signed=True) for at in ("p50", "p95", "p99")
+        )
         delay = " / ".join(_n(median(results, run, name, "delay", at)) for at in ("p50", "p99"))
         cpu = [_n(median(results, run, name, f"cpu_ms_{part}")) for part in ("proxy", "postgres", "redis")]
         memory = _n(median(results, run, name, "memory", "pss"))
@@ -256,9 +276,28 @@ def write(results: Results, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
     path.with_suffix(".md").write_text(markdown(results))
-    path.with_suffix(".svg").write_text(plot.draw(results))
+    path.with_suffix(".svg").write_text(picture(results))
     if results["form"]["name"] == "full" and results["machine"]["load_average"][0] < 0.7:
         document(results)
+
+
+def picture(results: Results) -> str:
+    """CPU per call and added latency of every contestant, as SVG."""
+    names = [n for n, about in results["contestants"].items() if "absent" not in about and n != "direct"]
+    wanted: list[tuple[str, str, str, Callable[[str], float | None]]] = [
+        ("CPU of the proxy per call, 16 at once", "µs", "c16", lambda n: median(results, "c16", n, "cpu_us_proxy")),
+        ("added latency p50, 1 at once", "ms", "c1", lambda n: added(results, "c1", n, "p50")),
+        ("added latency p99, 1 at once", "ms", "c1", lambda n: added(results, "c1", n, "p99")),
+        ("CPU of the proxy per 50-event stream, 100 at once", "ms", "streams100",
+         lambda n: median(results, "streams100", n, "cpu_ms_proxy")),
+    ]  # fmt: skip
+    panels = [
+        (heading, unit, [(name, read(name)) for name in names])
+        for heading, unit, run, read in wanted
+        if run in results["runs"]
+    ]
+    when, form = results["began"][:10], results["form"]["name"]
+    return plot.draw(f"What governance costs ({when}, {form} form; logarithmic, shorter is better)", panels)
 
 
 def document(results: Results) -> None:
@@ -268,7 +307,7 @@ def document(results: Results) -> None:
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
     DOCS.write_text(f"{before}{begin}\n\n{markdown(results)}\n{end}{after}")
-    DOCS.with_suffix(".svg").write_text(plot.draw(results))
+    DOCS.with_suffix(".svg").write_text(picture(results))
 
 
 def verdict(results: Results) -> int:
@@ -279,7 +318,9 @@ def verdict(results: Results) -> int:
         print("bench-smoke: FAILED: nothing was measured")
         return 1
     ratio = ours / nginx
-    print(f"bench-smoke: {ours:.0f} µs of CPU a call, {ratio:.1f} times nginx's; at most {SMOKE_RATIO:.0f} times")
+    print(
+        f"bench-smoke: {ours:.0f} µs of CPU a call, {ratio:.1f} times nginx's; at most {SMOKE_RATIO:.0f} times"
+    )
     print(f"bench-smoke: errors: {wrong}")
     good = ratio <= SMOKE_RATIO and not any(wrong.values())
     print(f"bench-smoke: {'passed' if good else 'FAILED'}")
@@ -287,7 +328,9 @@ def verdict(results: Results) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("results", type=Path)
     parser.add_argument("--docs", action="store_true", help="fill docs/performance.md")
     options = parser.parse_args()

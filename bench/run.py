@@ -17,9 +17,9 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from bench import contestants as field_of
 from bench import forms, install, machine, measure, processes, report, servers
@@ -131,7 +131,9 @@ def streaming(session: Session) -> None:
 def denials(session: Session) -> None:
     """A tenant that has spent its budget asks on, c=16."""
     place = session.place
-    spent = field_of.Ours(place, session.tollhouse, session.tollhouse.governed("spent", limit_usd="0.000000001"))
+    spent = field_of.Ours(
+        place, session.tollhouse, session.tollhouse.governed("spent", limit_usd="0.000000001")
+    )
     spent.name = "tollhouse"
     spent.start()
     for _ in range(session.form.alternations):
@@ -191,8 +193,13 @@ def _rotated(entrants: list[Contestant], turn: int) -> list[Contestant]:
     return entrants[at:] + entrants[:at]
 
 
+def _stop_all(entrants: list[Contestant]) -> None:
+    for contestant in entrants:
+        contestant.stop()
+
+
 @contextlib.contextmanager
-def session_of(form: Form) -> Any:
+def session_of(form: Form) -> Iterator[Session]:
     """Everything started, and ended at the end whatever happens."""
     cores = processes.Cores.found()
     os.sched_setaffinity(0, cores.rest)
@@ -215,7 +222,7 @@ def session_of(form: Form) -> Any:
             "contestants": {},
             "runs": {},
         }
-        stack.callback(lambda: [contestant.stop() for contestant in session.entrants])
+        stack.callback(_stop_all, session.entrants)
         yield session
 
 
@@ -229,6 +236,9 @@ def run(form: Form, only: set[str]) -> Figures:
         grown(session)
         at_fixed_rate(session)
         streaming(session)
+        session.results["warnings"] = warned = session.tollhouse.warnings()
+        for text, times in warned.items():
+            session.say(f"the proxy warned {times} times: {text}")
         session.results["machine"]["load_average_at_end"] = list(os.getloadavg())
         session.results["seconds"] = round(time.monotonic() - session.began)
         results: Figures = session.results
@@ -236,9 +246,13 @@ def run(form: Form, only: set[str]) -> Figures:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="about three minutes, one alternation")
-    parser.add_argument("--smoke", action="store_true", help="under a minute: Tollhouse against nginx, pass or fail")
+    parser.add_argument(
+        "--smoke", action="store_true", help="under a minute: Tollhouse against nginx, pass or fail"
+    )
     parser.add_argument("--only", default="", help="names of contestants, separated by commas")
     parser.add_argument("--output", type=Path, help="the JSON file; the table and the plot go beside it")
     options = parser.parse_args()

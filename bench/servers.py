@@ -44,9 +44,7 @@ def nginx(home: Path, body: str, cores: frozenset[int]) -> subprocess.Popen[byte
     home.mkdir(parents=True, exist_ok=True)
     config = home / "nginx.conf"
     config.write_text(_BASE.format(home=home, body=body))
-    return processes.start(
-        [program, "-p", home, "-e", "stderr", "-c", config], cores, home / "nginx.log"
-    )
+    return processes.start([program, "-p", home, "-e", "stderr", "-c", config], cores, home / "nginx.log")
 
 
 def canned(port: int) -> str:

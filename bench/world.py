@@ -12,6 +12,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -45,7 +46,7 @@ _ACCOUNT = """
 SELECT a.reserved, a.settled,
        (SELECT coalesce(sum(e.amount), 0) FROM attempts t JOIN entries e USING (attempt) WHERE a.id = ANY (t.holds))
          AS entries
-FROM accounts a WHERE a.budget = $1 ORDER BY a.starts_at DESC LIMIT 1
+FROM accounts a WHERE a.budget = $1 AND now() >= a.starts_at AND now() < a.ends_at
 """
 _PLENTY = {"requests_per_minute": 100_000_000, "tokens_per_minute": 1_000_000_000}
 
@@ -91,6 +92,8 @@ class Bank:
             connection = await asyncpg.connect(self.postgres.dsn)
             try:
                 row = await connection.fetchrow(_ACCOUNT, UUID(budget))
+                if row is None:
+                    raise RuntimeError(f"budget {budget} has no account")
                 return int(row["reserved"]), int(row["settled"]), int(row["entries"])
             finally:
                 await connection.close()
@@ -144,9 +147,7 @@ class Tollhouse:
         mine = self.cores.proxy if self.workers == 1 else self.cores.both
         log = self.home / "tollhouse.log"
         environment = self.environment()
-        self.server = processes.start(
-            [*python, "serve"], mine, log, environment=environment, directory=ROOT
-        )
+        self.server = processes.start([*python, "serve"], mine, log, environment=environment, directory=ROOT)
         environment |= {"TOLLHOUSE_METRICS_PORT": "0"}
         self.worker = processes.start(
             [*python, "worker"], self.cores.rest, log, environment=environment, directory=ROOT
@@ -164,6 +165,17 @@ class Tollhouse:
     def pid(self) -> int:
         assert self.server is not None
         return self.server.pid
+
+    def warnings(self) -> dict[str, int]:
+        """What the proxy logged as a warning or worse, and how often: a degraded run must not look like a fast one."""
+        seen: dict[str, int] = {}
+        for line in (self.home / "tollhouse.log").read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                entry = json.loads(line)
+                if entry.get("level") not in {"debug", "info"}:
+                    text = re.sub(r"[0-9a-f-]{36}|\d+", "#", str(entry.get("message")))[:160]
+                    seen[text] = seen.get(text, 0) + 1
+        return seen
 
     def admin(self, method: str, path: str, body: Any = None) -> Any:
         """One admin call, its parsed answer. Raises RuntimeError with what the proxy said."""
@@ -195,7 +207,9 @@ class Tollhouse:
 
     def _await(self, bearer: str) -> None:
         """Until the directory has the key and, some polls later, its budgets and limits."""
-        request = urllib.request.Request(f"{self.url}/v1/models", headers={"Authorization": f"Bearer {bearer}"})
+        request = urllib.request.Request(
+            f"{self.url}/v1/models", headers={"Authorization": f"Bearer {bearer}"}
+        )
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=5):

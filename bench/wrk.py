@@ -72,7 +72,15 @@ def run(ask: Ask, *, connections: int, seconds: float, core: int, tokens: Sequen
     """Whole seconds, at least one. With `tokens` every request is the next tenant's."""
     with tempfile.TemporaryDirectory(prefix="tollhouse-wrk-") as home:
         script = _script(Path(home), ask, tokens)
-        command = ["taskset", "-c", str(core), "wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s"]
+        command = [
+            "taskset",
+            "-c",
+            str(core),
+            "wrk",
+            "-t1",
+            f"-c{connections}",
+            f"-d{max(1, round(seconds))}s",
+        ]
         command += ["--timeout", "30s", "-s", str(script), f"http://127.0.0.1:{ask.port}{ask.path}"]
         environment = {"PATH": os.environ.get("PATH", "/usr/bin:/bin")}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

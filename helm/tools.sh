@@ -5,7 +5,7 @@
 #   bin/prometheus, bin/promtool  out of Debian's package, unpacked and not installed
 # Idempotent. Prints one line per tool that cannot be had, with the reason; fails only when asked for one by name:
 #   helm/tools.sh            everything that can be had
-#   helm/tools.sh helm       fails unless helm is there afterwards (also: schemas, prometheus)
+#   helm/tools.sh helm       that one, or failure (also: schemas, prometheus)
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 here="$root/helm"
@@ -24,7 +24,7 @@ have_prometheus() { [ -x "$home/bin/promtool" ] && [ -x "$home/bin/prometheus" ]
 link_installed() { # name...: link what the machine already has
 	local name path
 	for name in "$@"; do
-		path="$(command -v "$name")" || return 1
+		path="$(command -v "$name")" && [ -x "$path" ] || return 1
 		ln -sf "$path" "$home/bin/$name"
 	done
 }
@@ -94,9 +94,11 @@ get_prometheus() {
 	fi
 }
 
-for tool in helm schemas prometheus; do
+wanted=("$@")
+[ $# -gt 0 ] || wanted=(helm schemas prometheus)
+for tool in "${wanted[@]}"; do
 	if "have_$tool"; then continue; fi
 	if why="$("get_$tool")"; then continue; fi
 	echo "$tool: ${why:-could not be made}" >&2
-	case " $* " in *" $tool "*) exit 1 ;; esac
+	[ $# -eq 0 ] || exit 1
 done

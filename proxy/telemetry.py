@@ -150,6 +150,18 @@ RULE_DECISIONS = Counter(
     "Rules whose condition held for a call, by what came of it: enforced, observed, error",
     ["rule", "effect", "result"],
 )
+TARGET_STATE = Gauge(
+    "tollhouse_target_state",
+    "Targets that failed: 0 in use, 1 tried after the others, 2 left alone",
+    ["target"],
+    multiprocess_mode="livemax",
+)
+TARGET_OPENINGS = Counter(
+    "tollhouse_target_openings_total", "Times a target was left alone, by what opened it", ["target", "why"]
+)
+FAILOVERS = Counter(
+    "tollhouse_failovers_total", "Sendings after a failed one of the same call", ["model", "served"]
+)
 SWEPT = Counter("tollhouse_swept_total", "Attempts resolved by the sweeper")
 RECOVERED = Counter("tollhouse_recovered_total", "Attempts resolved from a flight recorder", ["outcome"])
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from proxy.domain.rates import Rates
+
 TargetKind = Literal["on_demand", "profile", "provisioned", "imported"]
 RoutePolicy = Literal["order", "spill", "provisioned_only", "cheapest"]
 
@@ -47,6 +49,8 @@ class Target:
     kind: TargetKind = "on_demand"
     #: `us`, `eu`, `global`, ... for cross-region profiles, None in-region
     prefix: str | None = None
+    #: what tenants are charged per token for capacity that is paid by the hour, None for list prices
+    rates: Rates | None = None
 
     @property
     def label(self) -> str:

@@ -334,7 +334,7 @@ class PriceBook:
             self._guardrails.append(
                 {**(self._guardrails[-1] if self._guardrails else {}), **version.guardrails}
             )
-        self._priced: dict[tuple[str, str, str | None, str], Priced] = {}
+        self._priced: dict[tuple[str, str, str | None, str, Rates | None], Priced] = {}
 
     def _find(self, table: int, model: str, prefix: str | None, region: str) -> Price | None:
         prices = self._tables[table]
@@ -364,7 +364,7 @@ class PriceBook:
 
     def priced(self, model: Model, target: Target) -> Priced:
         """The prices of a target. Raises `UnknownModel` when the book has none for it."""
-        key = (model.id, target.region, target.prefix, target.kind)
+        key = (model.id, target.region, target.prefix, target.kind, target.rates)
         found = self._priced.get(key)
         if found is None:
             if len(self._priced) >= _REMEMBERED:
@@ -374,13 +374,13 @@ class PriceBook:
 
     def _price(self, model: Model, target: Target) -> Priced:
         name = f"{target.prefix}.{model.id}" if target.prefix else model.id
-        where = f"{name} in {target.region}"
+        where, place = f"{name} in {target.region}", (model.id, target.prefix, target.region)
         plans = []
         for i, version in enumerate(self.versions):
-            price = self._find(i, model.id, target.prefix, target.region)
-            price = NO_TOKENS if model.id == GUARDRAIL else price
+            price = NO_TOKENS if model.id == GUARDRAIL else target.rates and Price(rates=target.rates)
+            price = price or self._find(i, *place)
             if price is not None:
-                fast = self._find_optimized(i, model.id, target.prefix, target.region)
+                fast = None if target.rates else self._find_optimized(i, *place)
                 merged = PriceVersion(
                     id=version.id,
                     effective_from=version.effective_from,

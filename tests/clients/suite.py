@@ -60,14 +60,16 @@ Row = tuple[str, str, str, str]
 
 
 @pytest.fixture(scope="module")
-def table() -> Iterator[list[Row]]:
-    rows: list[Row] = []
+def table(request: pytest.FixtureRequest) -> Iterator[list[Row]]:
+    """One row a client, printed at the end."""
+    rows: list[Row] = [("client", "version", "served", "what its user reads when the budget is spent")]
     yield rows
-    widths = [max(len(row[column]) for row in rows) for column in range(3)] if rows else []
-    lines = [
-        "  ".join(text.ljust(width) for text, width in zip(row, [*widths, 0], strict=True)) for row in rows
-    ]
-    sys.__stdout__.write("\n\n" + "\n".join(line.rstrip() for line in lines) + "\n")  # type: ignore[union-attr]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    capture: Any = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        print()
+        for row in rows:
+            print("  ".join(text.ljust(width) for text, width in zip(row, [*widths, 0], strict=True)))
 
 
 def installed(client: Client) -> Path:
@@ -77,6 +79,8 @@ def installed(client: Client) -> Path:
     if stamp.is_file() and stamp.read_text() == " ".join(client.packages):
         return python
     shutil.rmtree(home, ignore_errors=True)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    (CACHE / ".gitignore").write_text("*\n")
     uv = Path(sys.executable).with_name("uv")
     if uv.is_file():
         commands = [[uv, "venv", "--quiet", home], [uv, "pip", "install", "--quiet", "--python", python]]

@@ -48,6 +48,10 @@ def read_only_root() -> bool:
     return done.returncode == 0
 
 
+#: proxy, its worker processes, the admin's, and a resource tracker for each
+MOST_PROCESSES = 12
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -176,7 +180,20 @@ class LocalPod:
             assert self.process is not None
             assert self.process.poll() is None, self.log.read_text()[-3000:]
             assert time.monotonic() < deadline, self.log.read_text()[-3000:]
+            assert self.processes() <= MOST_PROCESSES, "its processes multiply"
             time.sleep(0.05)
+
+    def processes(self) -> int:
+        """How many processes it has now."""
+        assert self.process is not None
+        group = str(self.process.pid)
+        found = 0
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                found += stat.read_text().rpartition(")")[2].split()[2] == group
+            except OSError:
+                continue  # it has ended meanwhile
+        return found
 
     def terminate(self) -> None:
         assert self.process is not None

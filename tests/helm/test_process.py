@@ -204,6 +204,26 @@ def test_metrics_and_admin_are_not_on_the_clients_port(release: Release) -> None
     assert status(ports["http"], "/metrics") in {403, 404}
 
 
+def test_a_changed_configmap_is_taken_over_by_running_pods(release: Release) -> None:
+    if "reload_if_changed" not in (REPOSITORY / "proxy" / "app.py").read_text():
+        pytest.skip(
+            "NOT CHECKED: the proxy reads its policies at start only, so policies.reload: hot does nothing"
+        )
+    clients, key = release.clients(), release.key()
+    body = {"prompt": "Say hello.", "max_gen_len": 32}
+
+    def status() -> int:
+        return clients.request("POST", f"/model/{LLAMA}/invoke", body, key=key.bearer_token)[0]
+
+    assert status() == 200
+    [volume] = [v for v in release.proxy.pod["volumes"] if v["name"] == "policies"]
+    configmap = dict(release.configmaps[volume["configMap"]["name"]])
+    plan = configmap["plans__default.yaml"]
+    configmap["plans__default.yaml"] = f'{plan}\nmodels_denied: ["meta.*"]\n'
+    mount(release.proxy.root / "policies", volume["configMap"]["items"], configmap)
+    await_true(lambda: status() == 403, 30)
+
+
 def test_a_configmap_is_swapped_as_a_whole(tmp_path: Path) -> None:
     """The layout that the proxy reads in a pod: every file changes in one rename."""
     items = [{"key": "plans__default.yaml", "path": "plans/default.yaml"}]

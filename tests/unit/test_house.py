@@ -27,6 +27,8 @@ MECHANISMS = {"batcher", "clock", "keys"}
 CORE = {
     "answer",
     "call",
+    "advice",
+    "hits",
     "directory",
     "exchange",
     "failpoints",
@@ -56,6 +58,7 @@ ARROWS: dict[str, set[str]] = {
     "web": PORTS | MECHANISMS | CORE | {"settings"},
     "worker": PORTS | MECHANISMS | CORE | {"settings"},
     "testing_bank": PORTS | {"clock"},
+    "testing_cache": PORTS,
     "testing_upstream": PORTS,
     "testing": PORTS | MECHANISMS | CORE | {"testing_limiter"},
     "testing_limiter": PORTS,

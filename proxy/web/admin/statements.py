@@ -40,9 +40,9 @@ class StatementDesk:
 
     async def read(self, who: Principal, slug: str, month: str) -> StatementOut:
         """As it was issued, else as it would be now."""
-        first = _first(month)
         async with self.office.store.reading() as db:
             tenant = await own_tenant(db, who, slug)
+            first = _first(month)
             found = await db.find_statement(tenant.id, first)
             if found is not None:
                 return _issued_out(found)
@@ -60,10 +60,10 @@ class StatementDesk:
 
     async def issue(self, who: Principal, slug: str, month: str) -> StatementOut:
         """Refused while the month runs, while one of its calls is open, and after a later month's."""
-        who.need_all_tenants()
-        first = _first(month)
         async with self.office.store.writing() as db:
             tenant = await own_tenant(db, who, slug)
+            who.need_all_tenants()
+            first = _first(month)
             made = await db.draft_statement(tenant.id, first, lock=True)
             later = await db.list_statements(tenant.id, limit=1)
             if not made.month.over:

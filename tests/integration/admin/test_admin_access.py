@@ -15,7 +15,11 @@ DOCUMENT = openapi_document()
 ROUTES = [
     (
         method.upper(),
-        re.sub(r"\{(tenant|project)\}", "acme", re.sub(r"\{(?!tenant|project)\w+\}", str(uuid4()), path)),
+        re.sub(
+            r"\{(tenant|project)\}",
+            "acme",
+            re.sub(r"\{(?!tenant|project)\w+\}", str(uuid4()), path.replace("{month}", "2026-01")),
+        ),
     )
     for path, operations in DOCUMENT["paths"].items()
     for method in operations

@@ -1,0 +1,234 @@
+"""`make bench-growth`: does a call cost the same when there is more of everything?
+
+python -m bench.growth [--tenants 10,1000] [--rows 0,200000] [--bytes 1000,1000000] [--calls 0]
+
+Tollhouse alone, c=16, CPU of proxy and Postgres per call: with few and many tenants that call in turn, with an
+empty and a grown ledger, with small and large bodies, and its memory over many calls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import asyncpg
+
+from bench import contestants, forms, measure, payloads
+from bench.measure import Figures
+from bench.run import RESULTS, Session, session_of
+from bench.world import Key, Tollhouse
+from proxy.clock import uuid7
+from proxy.keys import Keyring, parse_master_key
+
+SECONDS = 5
+ROWS_AT_ONCE = 100_000
+
+
+def tenants(session: Session, counts: list[int]) -> list[Figures]:
+    """As many tenants as told, each with its key, three budgets and three limits, calling in turn."""
+    out, tokens = [], list[str]()
+    for count in counts:
+        tokens += asyncio.run(
+            _insert_tenants(session.tollhouse, count - len(tokens), session.place.bank.postgres.dsn)
+        )
+        ours = _ours(session, tokens[-1])
+        if wrong := measure.settled_down(ours, seconds=120):
+            raise RuntimeError(f"{count} tenants are not known: {wrong}")
+        measure.closed(session.place, ours, 16, 2, tokens=tokens)
+        out.append({"tenants": count, **_closed(session, ours, tokens)})
+        session.say(json.dumps(out[-1]))
+    return out
+
+
+def rows(session: Session, key: Key, counts: list[int]) -> list[Figures]:
+    """The ledger filled with finished attempts of one tenant, as they would lie after so many calls."""
+    out, there = [], 0
+    ours = _ours(session, key.bearer_token)
+    measure.closed(session.place, ours, 16, 2)  # leaves attempts to copy from
+    for count in counts:
+        dsn = session.place.bank.postgres.dsn
+        while there < count:
+            more = min(ROWS_AT_ONCE, count - there)
+            asyncio.run(_fill(dsn, more))
+            there += more
+        asyncio.run(_execute(dsn, "VACUUM ANALYZE attempts, entries"))
+        measure.closed(session.place, ours, 16, 2)
+        out.append({"rows": there, **_closed(session, ours)})
+        session.say(json.dumps(out[-1]))
+    return out
+
+
+def bodies(session: Session, key: Key, sizes: list[int]) -> list[Figures]:
+    """Larger prompts; a larger one must be read, hashed, checked and sent on, and nothing more."""
+    out = []
+    for size in sizes:
+        ours = _ours(session, key.bearer_token)
+        ask = replace(ours.ask(stream=False), body=payloads.llama_request(size))
+        measure.closed(session.place, ours, 4, 1, ask=ask)
+        figures = measure.closed(session.place, ours, 4, SECONDS, ask=ask)
+        nginx = contestants.Nginx(session.place)
+        nginx.start()
+        beside = measure.closed(session.place, nginx, 4, 2, ask=replace(ask, port=nginx.port))
+        nginx.stop()
+        out.append({"bytes": len(ask.body), **figures, "nginx_cpu_us": beside["cpu_us_proxy"]})
+        session.say(json.dumps(out[-1]))
+    return out
+
+
+def memory(session: Session, key: Key, calls: int) -> list[Figures]:
+    """Ten looks at the memory of the worker over so many calls."""
+    ours = _ours(session, key.bearer_token)
+    out, done = [{"calls": 0, **measure.memory(ours)}], 0
+    for look in range(1, 11 if calls else 1):
+        while done < calls * look // 10:
+            done += measure.closed(session.place, ours, 32, 2)["calls"]
+        out.append({"calls": done, **measure.memory(ours)})
+        session.say(json.dumps(out[-1]))
+    return out
+
+
+def _ours(session: Session, bearer: str) -> contestants.Ours:
+    ours = contestants.Ours(session.place, session.tollhouse, Key(bearer, "", "", "", ""))
+    ours.start()
+    return ours
+
+
+def _closed(session: Session, ours: contestants.Ours, tokens: list[str] | None = None) -> Figures:
+    return measure.closed(session.place, ours, 16, SECONDS, tokens=tokens or ())
+
+
+async def _execute(dsn: str, statement: str) -> None:
+    db = await asyncpg.connect(dsn)
+    try:
+        await db.execute(statement)
+    finally:
+        await db.close()
+
+
+async def _fill(dsn: str, count: int) -> None:
+    """Copies of a finished attempt and its entry under ids of the past hour, accounts untouched."""
+    db = await asyncpg.connect(dsn)
+    try:
+        async with db.transaction():
+            await db.execute(_COPY, count)
+            await db.execute(
+                "INSERT INTO entries (attempt, slot, kind, why, amount, upstream_amount, at) "
+                "SELECT attempt, 0, 1, 0, cost, cost, admitted_at FROM grown"
+            )
+            await db.execute("INSERT INTO attempts SELECT * FROM grown")
+    finally:
+        await db.close()
+
+
+#: uuids of version 7 that lie evenly in the last hour, so that they are spread over the index
+_COPY = """
+CREATE TEMP TABLE grown ON COMMIT DROP AS
+SELECT (jsonb_populate_record(a, jsonb_build_object('attempt', overlay(overlay(
+         replace(gen_random_uuid()::text, '-', '')
+           PLACING lpad(to_hex((extract(epoch FROM clock_timestamp()) * 1000)::bigint - (random() * 3.6e6)::bigint), 12, '0')
+           FROM 1 FOR 12) PLACING '7' FROM 13 FOR 1)))).*
+FROM (SELECT * FROM attempts WHERE state = 1 AND cost IS NOT NULL LIMIT 1) AS a, generate_series(1, $1::int)
+"""
+
+
+async def _insert_tenants(tollhouse: Tollhouse, count: int, dsn: str) -> list[str]:
+    """Rows as the admin REST writes them, without its audit; accounts are opened by the tables' triggers."""
+    keyring = Keyring(parse_master_key(tollhouse.master_key), environment="live")
+    tokens, made = [], []
+    for _ in range(count):
+        bearer = keyring.mint_bearer()
+        tokens.append(bearer.token)
+        made.append((uuid7(), uuid7(), uuid7(), uuid7(), bearer))
+    db = await asyncpg.connect(dsn)
+    try:
+        async with db.transaction():
+            await db.executemany(
+                "INSERT INTO tenants (id, slug, name, plan) VALUES ($1, $2, $2, 'bench')",
+                [(t, f"grown-{t.hex[-12:]}") for t, *_ in made],
+            )
+            await db.executemany(
+                "INSERT INTO projects (id, tenant, slug, name) VALUES ($1, $2, 'search', 'Search')",
+                [(p, t) for t, p, *_ in made],
+            )
+            await db.executemany(
+                "INSERT INTO keys (id, tenant, project, name) VALUES ($1, $2, $3, 'bench')",
+                [(k, t, p) for t, p, k, *_ in made],
+            )
+            await db.executemany(
+                "INSERT INTO credentials (id, key, bearer_digest, bearer_prefix, last4, pepper_id) "
+                "VALUES ($1, $2, $3, $4, $5, $6)",
+                [(c, k, b.digest, b.prefix, b.last4, b.pepper_id) for _, _, k, c, b in made],
+            )
+            scopes = [
+                (uuid7(), scope, subject, tenant)
+                for tenant, project, key, *_ in made
+                for scope, subject in (("tenant", tenant), ("project", project), ("key", key))
+            ]
+            await db.executemany(
+                "INSERT INTO budgets (id, scope, subject, tenant, period, limit_nano) "
+                "VALUES ($1, $2, $3, $4, 'month', 100000000000000)",
+                scopes,
+            )
+            await db.executemany(
+                "INSERT INTO limits (id, scope, subject, requests_per_minute, tokens_per_minute) "
+                "VALUES ($1, $2, $3, 100000000, 1000000000)",
+                [(uuid7(), scope, subject) for _, scope, subject, _ in scopes],
+            )
+        await db.execute("ANALYZE")
+    finally:
+        await db.close()
+    return tokens
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tenants", default="10,1000")
+    parser.add_argument("--rows", default="0,200000")
+    parser.add_argument("--bytes", default="1000,1000000")
+    parser.add_argument("--calls", type=int, default=0, help="look at memory over so many calls")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    told = {
+        name: [int(n) for n in getattr(options, name).split(",") if n]
+        for name in ("tenants", "rows", "bytes")
+    }
+    with session_of(forms.SMOKE) as session:
+        key = session.tollhouse.governed("acme")
+        session.results |= {
+            "bytes": bodies(session, key, told["bytes"]),
+            "tenants": tenants(session, told["tenants"]),
+            "rows": rows(session, key, told["rows"]),
+            "memory": memory(session, key, options.calls),
+            "warnings": session.tollhouse.warnings(),
+        }
+        results = session.results
+    stamp = results["began"].replace(":", "").partition("+")[0]
+    output = options.output or RESULTS / f"{stamp}-growth.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results))
+    print(f"\nwritten: {output}", file=sys.stderr)
+    return 0
+
+
+def table(results: Figures) -> str:
+    """What grew, and what a call cost."""
+    lines = ["| what grew | to | calls/s | proxy µs | Postgres µs | Redis µs | errors |", "|" + "---|" * 7]
+    for what in ("tenants", "rows", "bytes"):
+        for each in results[what]:
+            cells = [what, f"{each[what]:,}", f"{each['rate']:,.0f}"]
+            cells += [f"{each[f'cpu_us_{part}']:,.0f}" for part in ("proxy", "postgres", "redis")]
+            lines.append("| " + " | ".join([*cells, str(each["errors"])]) + " |")
+    for look in results["memory"]:
+        lines.append(f"| memory, MiB | {look['calls']:,} calls | – | {look['rss_largest']} | – | – | – |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
