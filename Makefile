@@ -12,7 +12,7 @@ READY   := $(VENV)/.ready-$(shell pwd | cksum | cut -d ' ' -f 1)
 COMPILE := $(BIN)/uv pip compile --quiet pyproject.toml --universal --generate-hashes --no-header --no-emit-index-url
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run clean-run test test-clients test-unit check format lock clean
+.PHONY: help setup run clean-run test test-clients test-unit check format lock clean bench bench-quick bench-smoke bench-growth
 
 ##@ Use
 
@@ -21,6 +21,20 @@ run: $(READY) ## Serve with private Postgres, Valkey and simulator; prints what 
 
 clean-run: ## Forget the data, keys and master key of `make run`
 	rm -rf .run
+
+##@ Measure
+
+bench: $(READY) ## Tollhouse beside what people use, 40 minutes on a quiet machine: bench/results and docs/performance.md
+	$(BIN)/python -m bench.run
+
+bench-quick: $(READY) ## The same in four minutes, once each: a look, nothing to quote
+	$(BIN)/python -m bench.run --quick
+
+bench-smoke: $(READY) ## CPU per call against nginx, under a minute: fails on an error or a tenfold slip
+	$(BIN)/python -m bench.run --smoke
+
+bench-growth: $(READY) ## Does a call cost the same with more tenants, rows and bytes? GROWTH="--tenants 10,10000 ..."
+	$(BIN)/python -m bench.growth $(GROWTH)
 
 ##@ Change
 

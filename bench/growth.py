@@ -124,14 +124,17 @@ async def _fill(dsn: str, count: int) -> None:
         await db.close()
 
 
-#: uuids of version 7 that lie evenly in the last hour, so that they are spread over the index
+#: Ids are uuids of version 7 that lie evenly in the last hour of this month, so that they are spread over the index.
 _COPY = """
 CREATE TEMP TABLE grown ON COMMIT DROP AS
-SELECT (jsonb_populate_record(a, jsonb_build_object('attempt', overlay(overlay(
-         replace(gen_random_uuid()::text, '-', '')
-           PLACING lpad(to_hex((extract(epoch FROM clock_timestamp()) * 1000)::bigint - (random() * 3.6e6)::bigint), 12, '0')
-           FROM 1 FOR 12) PLACING '7' FROM 13 FOR 1)))).*
-FROM (SELECT * FROM attempts WHERE state = 1 AND cost IS NOT NULL LIMIT 1) AS a, generate_series(1, $1::int)
+SELECT copy.*
+FROM (SELECT to_jsonb(a) AS row FROM attempts AS a WHERE state = 1 AND cost IS NOT NULL LIMIT 1) AS template,
+     (SELECT extract(epoch FROM now())::float8 AS until,
+             least(3600, extract(epoch FROM now() - date_trunc('month', now())))::float8 AS seconds) AS span,
+     generate_series(1, $1::int),
+     LATERAL jsonb_populate_record(NULL::attempts, template.row || jsonb_build_object('attempt',
+         lpad(to_hex((1000 * (span.until - random() * span.seconds))::bigint), 12, '0')
+         || '7' || substr(replace(gen_random_uuid()::text, '-', ''), 14))) AS copy
 """
 
 

@@ -29,16 +29,18 @@ from proxy.bedrock.dialects import FAMILIES
 from proxy.bedrock.inbound import InboundSignatures
 from proxy.bedrock.interventions import intervened
 from proxy.bedrock.wires import BedrockWires, classify
+from proxy.breaker import Breakers
 from proxy.call import Bounds, Kit
 from proxy.directory import Directory
 from proxy.domain.catalogue import Model
 from proxy.domain.estimate import Estimator
 from proxy.domain.rates import Rates
+from proxy.domain.routing import Tolerance
 from proxy.errors import BankAway, Refusal, Unauthenticated, Unavailable, UnknownModel
 from proxy.hits import Hits
 from proxy.keys import Keyring, parse_master_key
 from proxy.pipeline import Pipeline, Request
-from proxy.policyfile import PolicySet
+from proxy.policyfile import PolicySet, Watch
 from proxy.ports import MODEL, PRICE
 from proxy.postgres.bank import PostgresBank
 from proxy.postgres.engine import check_server, create_engine
@@ -46,16 +48,19 @@ from proxy.postgres.labels import PostgresLabels
 from proxy.postgres.refusals import PostgresRefusals
 from proxy.postgres.roster import PostgresRoster
 from proxy.postgres.session import PostgresControl
+from proxy.postgres.shares import PostgresShares
 from proxy.recorder import FlightRecorder
 from proxy.redis.cache import RedisCache
 from proxy.redis.client import RedisClient, connect
 from proxy.redis.limiter import RedisLimiter
 from proxy.redis.prefixes import RedisPrefixes
+from proxy.ruling import Ruler, Shares, reads_budgets
 from proxy.settings import Settings
 from proxy.settler import HeldQueue, Settler
 from proxy.sharing import Sharing
 from proxy.web.admin import admin_routes, problems_or
 from proxy.web.auth import KeyAuthenticator, refusal_of
+from proxy.web.door import Door
 from proxy.web.health import health_routes
 from proxy.web.inference import MOUNTS, Inference, model_list, no_route, one_model
 from proxy.worker import recovery
@@ -75,7 +80,7 @@ def create() -> Any:
     failpoints.arm(settings.fail_point)
     # A server process that was killed must not leave a worker that nobody supervises.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    return Worker(settings).application()
+    return Door(Worker(settings).application())
 
 
 @dataclass(slots=True)
@@ -86,6 +91,7 @@ class Worker:
     engine: AsyncEngine = field(init=False)
     control: PostgresControl = field(init=False)
     policies: PolicySet = field(init=False)
+    policy_files: Watch = field(init=False)
     keyring: Keyring = field(init=False)
     directory: Directory = field(init=False)
     authenticator: KeyAuthenticator = field(init=False)
@@ -102,6 +108,8 @@ class Worker:
     refusals: RefusalCounter = field(init=False)
     #: why no call may be admitted now; None when open
     closed: str | None = "starting"
+    labels: PostgresLabels | None = None
+    shares: Shares | None = None
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     # ---- start and stop ----------------------------------------------------------------------
@@ -109,7 +117,8 @@ class Worker:
     async def start(self) -> None:
         """Raises `ConfigurationError` for what must not be run with, `BankAway` without Postgres."""
         s = self.settings
-        self.policies = policyfile.load(s.policies_dir, region=s.aws_region)
+        self.policy_files = Watch(s.policies_dir, region=s.aws_region)
+        self.policies = self.policy_files.current
         self.engine = create_engine(s.database_url, pool_size=s.bank_lanes + 8)
         self.control = PostgresControl(self.engine)
         await check_server(self.engine, require_durable=s.require_durable)
@@ -132,20 +141,22 @@ class Worker:
         await self.directory.start()
         if s.surface != "admin":
             await self._start_data_plane()
+        self._tasks.append(asyncio.create_task(policyfile.follow(self.policy_files, self._use)))
         self.closed = None
 
     async def _start_data_plane(self) -> None:
         s = self.settings
-        labels = PostgresLabels(self.engine)
+        self.labels = labels = PostgresLabels(self.engine)
         await labels.load()
-        for version in self.policies.prices.versions:
-            await labels.intern(PRICE, version.id)
+        await self._intern_prices(self.policies)
         await recovery.recover(self.bank, s.state_path)
         self.flight = FlightRecorder(s.state_path)
         self.redis = connect(s.redis_url)
         self.limiter = RedisLimiter(self.redis, away=s.limiter_fallback)
         await self.limiter.start()
-        self.upstream = AiohttpUpstream(endpoint_url=s.bedrock_endpoint_url or None)
+        self.upstream = AiohttpUpstream(
+            endpoint_url=s.bedrock_endpoint_url or None, connect_timeout=s.connect_ms / 1000
+        )
         await self.upstream.start()
         queue = HeldQueue()
         self.kit = Kit(
@@ -157,10 +168,14 @@ class Worker:
             settler=Settler(self.bank, self.flight, queue),
             bounds=_bounds(s),
             classify=classify,
+            breakers=Breakers(Tolerance(faults=s.breaker_faults, ceilings=s.breaker_ceilings)),
         )
         self.refusals = RefusalCounter(PostgresRefusals(self.engine), s.metrics_tenants)
         sharing = self._sharing()
+        self.shares = Shares(PostgresShares(self.engine), lambda: reads_budgets(self.policies.rules))
+        await self._read_shares(self.policies)
         self.pipeline = Pipeline(
+            rules=Ruler(lambda: self.policies.rules, self.shares.used),
             kit=self.kit,
             sharing=sharing,
             authenticator=self.authenticator,
@@ -178,10 +193,29 @@ class Worker:
             asyncio.create_task(recovery.watch(self.bank, s.state_path, _WATCH_SECONDS)),
             asyncio.create_task(self.refusals.run()),
             asyncio.create_task(sharing.run()),
+            asyncio.create_task(self.shares.run()),
             asyncio.create_task(self.prefixes.run()),
             asyncio.create_task(self._renew_leases()),
             asyncio.create_task(self._watch()),
         ]
+
+    async def _use(self, policies: PolicySet) -> None:
+        """Put changed policies in force. Raises `BankAway`; then nothing has changed."""
+        await self._intern_prices(policies)
+        await self._read_shares(policies)
+        self.policies = policies
+        self.directory.use_policies(policies)
+
+    async def _read_shares(self, policies: PolicySet) -> None:
+        """Before rules that read budgets come into force."""
+        if self.shares is not None and reads_budgets(policies.rules):
+            await self.shares.refresh()
+
+    async def _intern_prices(self, policies: PolicySet) -> None:
+        """Settlements look price versions up without waiting."""
+        if self.labels is not None:
+            for version in policies.prices.versions:
+                await self.labels.intern(PRICE, version.id)
 
     def _rates_of(self, model: str) -> Rates | None:
         """Rates in force of a base model on the first target of its route."""
@@ -206,9 +240,10 @@ class Worker:
         self.closed = "shutting down"
         if self.settings.surface != "admin":
             await self._drain(self.settings.shutdown_seconds)
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.settings.surface != "admin":
             await self.refusals.flush()
             await self.prefixes.flush()
             await self.kit.settler.drain(5.0)
@@ -240,6 +275,7 @@ class Worker:
             telemetry.IN_FLIGHT.set(len(self.kit.running))
             telemetry.DRAINING.set(self.kit.draining)
             telemetry.UNSETTLED.set(self.kit.settler.waiting)
+            self.kit.breakers.export()
             for mode in ("redis", "local", "deny", "allow"):
                 telemetry.LIMITER_MODE.labels(mode).set(1 if self.limiter.mode == mode else 0)
             with contextlib.suppress(BankAway):

@@ -11,11 +11,13 @@ from typing import Protocol
 from uuid import UUID
 
 from proxy.answer import Headers
+from proxy.breaker import Breakers
 from proxy.domain.bucket import Spend
 from proxy.domain.caching import ALONE, Terms
 from proxy.domain.catalogue import Target
 from proxy.domain.ledger import Admission, Operation, Settlement
 from proxy.domain.pricing import Priced
+from proxy.domain.routing import Signal
 from proxy.domain.tenant import Caller
 from proxy.domain.usage import Usage
 from proxy.errors import Refusal
@@ -119,6 +121,7 @@ class Kit:
     queue: HeldQueue
     bounds: Bounds
     classify: Callable[[int, Mapping[str, str], bytes], Failure]
+    breakers: Breakers = field(default_factory=Breakers)
     running: set[Running] = field(default_factory=set)
     draining: int = 0
 
@@ -128,6 +131,8 @@ class Ending:
     """How one sending ended, and what the client is still owed."""
 
     settlement: Settlement
+    #: what it says about its target
+    signal: Signal = Signal.GOOD
     #: the client hears this instead of an answer
     refusal: Refusal | None = None
     #: another target may be tried: no output was seen and this one is settled as VOID

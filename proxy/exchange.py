@@ -22,8 +22,10 @@ from uuid import UUID
 
 from proxy import failpoints, telemetry
 from proxy.answer import CUT, SILENT, upstream_headers, usd, with_cost
+from proxy.breaker import signal_of
 from proxy.call import Call, Ending, Kit, Leg
 from proxy.domain.ledger import Settlement, State, Why
+from proxy.domain.routing import Signal
 from proxy.domain.usage import Usage
 from proxy.errors import (
     Refusal,
@@ -60,7 +62,7 @@ class Exchange:
             ending = await self._sendings()
             await self.reservation.resolve(ending.settlement)
             call, settlement = self.call, ending.settlement
-            telemetry.finished(call.label, call.legs[0].target.model, call.operation.label, settlement)
+            telemetry.finished(call.label, self._leg.target.model, call.operation.label, settlement)
             if self.call.concluded is not None:
                 self.call.concluded(ending, self._leg)
             await self._deliver(ending)
@@ -75,10 +77,12 @@ class Exchange:
         leg, attempt = await self.reservation.enter()
         for following in (*self.call.legs[1:], None):
             ending = await self._forward(leg, attempt)
+            self.kit.breakers.report(leg.target.label, ending.signal)
             self.reservation.known = ending.settlement
             if following is None or not ending.try_next:
                 return ending
             attempt = await self.reservation.move_on(ending, following)
+            telemetry.FAILOVERS.labels(leg.target.model, following.target.model).inc()
             leg = following
         raise AssertionError("a call has at least one leg")
 
@@ -103,14 +107,14 @@ class Exchange:
                 return await self._whole(leg, attempt, response)
         except Unavailable as unsent:
             never = self._settlement(attempt, State.VOID, Why.NEVER_SENT, None)
-            return Ending(settlement=never, refusal=unsent)
+            return Ending(settlement=never, signal=Signal.NEUTRAL, refusal=unsent)
         except TimeoutError:
             return self._broke(attempt, Why.DRAIN_LIMIT if self._draining else Why.SILENCE, response)
         except UpstreamFailure as failure:
             if not failure.sent:
                 refusal = UpstreamUnavailable(f"Bedrock cannot be reached in {leg.target.region}")
                 never = self._settlement(attempt, State.VOID, Why.NEVER_SENT, None)
-                return Ending(settlement=never, refusal=refusal, try_next=True)
+                return Ending(settlement=never, signal=Signal.FAULT, refusal=refusal, try_next=True)
             return self._broke(attempt, Why.CUT, response)
         finally:
             self._drain = None
@@ -129,7 +133,9 @@ class Exchange:
         else:
             refusal = UpstreamAnswer(failure.message, status=failure.status, kind=failure.kind)
         telemetry.UPSTREAM_ERRORS.labels(failure.kind).inc()
-        return Ending(settlement=settlement, refusal=refusal, try_next=failure.void and failure.elsewhere)
+        signal = signal_of(failure) if failure.void else Signal.CEILING
+        again = failure.void and failure.elsewhere
+        return Ending(settlement=settlement, signal=signal, refusal=refusal, try_next=again)
 
     async def _whole(self, leg: Leg, attempt: UUID, response: UpstreamResponse) -> Ending:
         body = await response.read()
@@ -139,12 +145,15 @@ class Exchange:
         headers = upstream_headers(self.call.headers, self.call.dialect.heads(response.headers))
         body = self.call.dialect.answer(body)
         headers.append((b"content-length", str(len(body)).encode()))
+        headers.append((b"x-tollhouse-model", leg.target.model.encode()))
         headers.append((b"x-tollhouse-cost", usd(settlement.cost or leg.ceiling)))
-        return Ending(settlement=settlement, whole=(response.status, headers, body))
+        signal = Signal.CEILING if usage is None else Signal.GOOD
+        return Ending(settlement=settlement, signal=signal, whole=(response.status, headers, body))
 
     async def _streamed(self, leg: Leg, attempt: UUID, response: UpstreamResponse) -> Ending:
         meter = self.call.meter()
         headers = upstream_headers(self.call.headers, self.call.dialect.heads(response.headers))
+        headers.append((b"x-tollhouse-model", leg.target.model.encode()))
         headers.append((b"x-tollhouse-ceiling", usd(leg.ceiling)))
         await self.sink.start(response.status, headers)
         telemetry.FIRST_BYTE_SECONDS.observe(self.first_byte_at - self.call.began)
@@ -167,18 +176,19 @@ class Exchange:
             return Ending(settlement=settlement, tail=meter.held())
         settlement = self._settlement(attempt, State.CEILING, Why.CUT, response)
         tail = meter.held() if meter.failure or meter.ended else self.call.broken(CUT)
-        return Ending(settlement=settlement, tail=tail)
+        return Ending(settlement=settlement, signal=Signal.CEILING, tail=tail)
 
     def _broke(self, attempt: UUID, why: Why, response: UpstreamResponse | None) -> Ending:
         """No complete answer: it may have been billed, so its ceiling stays charged."""
         settlement = self._settlement(attempt, State.CEILING, why, response)
+        signal = Signal.NEUTRAL if self._draining else Signal.CEILING
         if self._begun:
-            return Ending(settlement=settlement, tail=self.call.broken(CUT))
+            return Ending(settlement=settlement, signal=signal, tail=self.call.broken(CUT))
         if why is Why.SILENCE:
             refusal = UpstreamAnswer(SILENT, status=408, kind="ModelTimeoutException")
         else:
             refusal = UpstreamAnswer(CUT, status=424, kind="ModelErrorException")
-        return Ending(settlement=settlement, refusal=refusal)
+        return Ending(settlement=settlement, signal=signal, refusal=refusal)
 
     def _start_draining(self) -> None:
         """The client left: read on for the usage, bounded in time and in number."""

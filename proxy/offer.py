@@ -7,18 +7,24 @@ The output limit is the one thing in it that may still change: when a budget is 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 from uuid import UUID
 
+from proxy.breaker import Breakers
 from proxy.call import Leg
 from proxy.domain.catalogue import Model, Route, Target
 from proxy.domain.ledger import Operation
+from proxy.domain.policy import Policy
 from proxy.domain.pricing import Priced
 from proxy.domain.request import Bound
-from proxy.ports import MODEL, PRICE, TARGET, Dialect, Labels, UpstreamRequest
+from proxy.domain.routing import Standing, by_policy, tried
+from proxy.errors import Forbidden, Invalid, UpstreamUnavailable
+from proxy.ports import MODEL, PRICE, TARGET, Dialect, Labels, Spoken, UpstreamRequest
+
+_NATIVE = frozenset({Operation.INVOKE_MODEL, Operation.INVOKE_MODEL_WITH_RESPONSE_STREAM})
 
 
 class Book(Protocol):
@@ -42,7 +48,9 @@ class Sender(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """One call on every target of its route. `limit` is the output limit of one choice, tokens."""
+    """One call in the words of one model, for every target of its route. `limit` is the output limit
+    of one choice, tokens.
+    """
 
     call: UUID
     #: what is called upstream, and everything below in its words
@@ -69,22 +77,28 @@ class Offer:
                 if self.labels.known(kind, value) is None:
                     await self.labels.intern(kind, value)
 
-    def legs(self, limit: int | None = None) -> tuple[Leg, ...]:
-        """Every target with its ceiling; with `limit`, as if the request had asked for that many
-        tokens. Raises `UnboundedCost`.
+    def ceiling(self, target: Target, limit: int | None = None) -> int:
+        """The most one sending there can cost with an output limited to `limit` tokens, nano-dollars.
+        Raises `UnboundedCost`.
         """
-        raw = self.raw if limit is None else self.dialect.with_output_limit(self.body, self.raw, limit)
-        tokens = self.limit if limit is None else limit
-        return tuple(self._leg(target, tokens, raw) for target in self.route.targets)
+        priced = self.book.priced(self.route.model, target)
+        tokens = self.limit if limit is None else min(limit, self.limit)
+        return priced.ceiling(self.bound, tokens, time.time(), self.horizon)
 
-    def _leg(self, target: Target, limit: int, raw: bytes) -> Leg:
+    def leg(self, target: Target, limit: int | None = None) -> Leg:
+        """One sending there; with `limit`, as if the request had asked for that many tokens at most.
+        Raises `UnboundedCost`.
+        """
+        raw = self.raw
+        if limit is not None and limit < self.limit:
+            raw = self.dialect.with_output_limit(self.body, self.raw, limit)
         now = time.time()
         priced = self.book.priced(self.route.model, target)
         known = self.labels.known
         return Leg(
             target=target,
             priced=priced,
-            ceiling=priced.ceiling(self.bound, limit, now, self.horizon),
+            ceiling=self.ceiling(target, limit),
             model_label=known(MODEL, target.model) or 0,
             target_label=known(TARGET, target.label) or 0,
             price_label=known(PRICE, priced.version(now)) or 0,
@@ -94,6 +108,13 @@ class Offer:
             else None,
         )
 
+    def within(self, model: Model) -> Offer:
+        """The same with an output limit that the model takes: what was asked of a larger one."""
+        most = model.max_output_tokens
+        if not most or self.limit <= most:
+            return self
+        return replace(self, limit=most, raw=self.dialect.with_output_limit(self.body, self.raw, most))
+
     def _builder(self, target: Target, raw: bytes) -> Callable[[UUID], UpstreamRequest]:
         def build(attempt: UUID) -> UpstreamRequest:
             pairs = {"tollhouse-attempt": str(attempt), "tollhouse-call": str(self.call)}
@@ -102,25 +123,106 @@ class Offer:
 
         return build
 
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One place that can serve a call, in the words it is asked in."""
+
+    offer: Offer
+    target: Target
+    #: what the request can cost there at most, nano-dollars
+    ceiling: int
+
+
+class Menu:
+    """Every way of serving one call, in the order in which they are tried."""
+
+    __slots__ = ("_ways",)
+
+    def __init__(self, offers: Sequence[Offer], breakers: Breakers) -> None:
+        """The targets of the first offer as its route's policy orders them, then those of the others.
+        Raises `UnboundedCost` when no target can be bounded, `UpstreamUnavailable` when every target is
+        left alone.
+        """
+        self._ways: list[Way] = []
+        shut: list[str] = []
+        for offer in offers:
+            seen = [(way, breakers.standing(way.target.label)) for way in _bounded(offer, bool(self._ways))]
+            self._ways += tried(seen)
+            shut += [way.target.label for way, standing in seen if standing is Standing.OPEN]
+        if not self._ways:
+            raise UpstreamUnavailable(
+                f"Bedrock does not serve {offers[0].route.name} at present: every place it can run in failed "
+                "too often and is left alone for a while; please retry",
+                reason="target_down",
+                retry_after_ms=breakers.retry_after_ms(shut),
+            )
+        first = self._ways[0].target.label
+        if breakers.standing(first) is Standing.PROBE:
+            breakers.probe(first)
+
+    def legs(self, limit: int | None = None) -> tuple[Leg, ...]:
+        """One leg per way; with `limit`, as if the request had asked for that many tokens at most."""
+        return tuple(way.offer.leg(way.target, limit) for way in self._ways)
+
     def floor(self, tokens: int) -> int:
-        """The ceiling on the first target if the output were limited to so many tokens, nano-dollars."""
-        return self._ceiling(min(tokens, self.limit))
+        """The ceiling of the first way if the output were limited to so many tokens, nano-dollars."""
+        return self._ways[0].offer.ceiling(self._ways[0].target, tokens)
 
     def clamp(self, headroom: int, floor: int) -> tuple[Leg, ...] | None:
         """Legs with the largest output limit whose ceiling fits `headroom` nano-dollars; None when
         not even `floor` tokens do, or when the request has no output to limit.
         """
-        low, high = min(floor, self.limit), self.limit
-        if self.limit <= 0 or self._ceiling(low) > headroom:
+        most = self._ways[0].offer.limit
+        low, high = min(floor, most), most
+        if most <= 0 or self.floor(low) > headroom:
             return None
         while low < high:
             middle = (low + high + 1) // 2
-            if self._ceiling(middle) <= headroom:
+            if self.floor(middle) <= headroom:
                 low = middle
             else:
                 high = middle - 1
         return self.legs(low)
 
-    def _ceiling(self, limit: int) -> int:
-        priced = self.book.priced(self.route.model, self.route.targets[0])
-        return priced.ceiling(self.bound, limit, time.time(), self.horizon)
+
+def _bounded(offer: Offer, spare: bool) -> list[Way]:
+    """The offer's targets as its route's policy orders them. One that cannot be bounded is left out,
+    and if that leaves none, it is the reason why the call is refused, unless there are others.
+    """
+    ways: list[Way] = []
+    unbounded: Invalid | None = None
+    for target in offer.route.targets:
+        try:
+            ways.append(Way(offer, target, offer.ceiling(target)))
+        except Invalid as error:
+            unbounded = unbounded or error
+    if unbounded is not None and not ways and not spare:
+        raise unbounded
+    return by_policy(offer.route.policy, ways, lambda way: way.target.kind, lambda way: way.ceiling)
+
+
+def output_limit(policy: Policy, model: Model, spoken: Spoken, bound: Bound) -> tuple[int, bytes]:
+    """The output limit of one choice that is in force, and the body that carries it. A request that names none gets the
+    plan's default, because the model's own maximum would hold far too much budget. Raises `Forbidden`.
+    """
+    raw = spoken.raw
+    limit = bound.output_limit
+    if limit is None:
+        most = [policy.default_output_tokens, model.max_output_tokens]
+        if spoken.operation in _NATIVE:
+            most += [
+                n for n in (model.default_output_tokens, model.native_max_output_tokens) if n is not None
+            ]
+        if policy.max_output_tokens is not None:
+            most.append(policy.max_output_tokens)
+        limit = min(most)
+        if limit > 0:
+            raw = spoken.dialect.with_output_limit(spoken.body, raw, limit)
+        return limit, raw
+    if policy.max_output_tokens is not None and limit > policy.max_output_tokens:
+        raise Forbidden(
+            f"an output limit of {limit} tokens is above the {policy.max_output_tokens} this key may ask for",
+            reason="output_limit",
+        )
+    return limit, raw

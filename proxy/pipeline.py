@@ -9,9 +9,10 @@ any step spends nothing, writes no row, and is counted.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -20,7 +21,7 @@ from proxy.advice import PrefixLog
 from proxy.call import Call, Kit, Leg
 from proxy.domain.bucket import Decision, Lease, rate_headers, spend_for
 from proxy.domain.caching import terms_of
-from proxy.domain.catalogue import Model, Route
+from proxy.domain.catalogue import Route
 from proxy.domain.denial import denial
 from proxy.domain.estimate import Estimator
 from proxy.domain.fingerprint import fingerprint
@@ -38,8 +39,9 @@ from proxy.errors import (
     Unavailable,
 )
 from proxy.exchange import Exchange
-from proxy.offer import Book, Offer, Sender
+from proxy.offer import Book, Menu, Offer, Sender, output_limit
 from proxy.ports import PRICE, TAGS, Labels, Sink, Spoken
+from proxy.ruling import Asked, Ruler
 from proxy.sharing import Lead, Sharing
 
 
@@ -119,9 +121,6 @@ class RefusalLog(Protocol):
         ...
 
 
-_NATIVE = frozenset({Operation.INVOKE_MODEL, Operation.INVOKE_MODEL_WITH_RESPONSE_STREAM})
-
-
 @dataclass(slots=True, kw_only=True)
 class Pipeline:
     """One per worker. `handle` returns when the answer is complete, or raises `Refusal`."""
@@ -139,6 +138,8 @@ class Pipeline:
     max_calls: int
     #: why no call may be admitted now (recovery, clock skew, draining), None when open
     closed: Callable[[], str | None]
+    #: rules over single calls, None without any
+    rules: Ruler | None = None
     #: measures how prompts repeat, None when nobody wants to know
     prefixes: PrefixLog | None = None
 
@@ -175,27 +176,31 @@ class Pipeline:
         body = self.wires.parse(received)
         book = self.book()
         route = _route(book, endpoint, caller, body)
-        model = route.model
-        spoken = self.wires.speak(endpoint.operation, route, body, received, request.headers)
-        dialect = spoken.dialect
-        bound = dialect.bound(spoken.body, spoken.raw, model, spoken.headers)
-        _arns_allowed(caller, bound)
-        stream = bound.stream if endpoint.stream is None else endpoint.stream
+        said = (body, received)
+        offer = self._offer(request, caller, book, route, said)
+        asked = Asked(name=endpoint.model or str(body.get("model") or route.name), size=len(received),
+                      operation=endpoint.operation, stream=_streams(endpoint, offer.bound))  # fmt: skip
+        if self.rules is not None:
+            offer = self.rules(
+                caller, offer, asked, lambda other: self._offer(request, caller, book, other, said)
+            )
+        model = offer.route.model
+        dialect, bound, limit = offer.dialect, offer.bound, offer.limit
+        stream = _streams(endpoint, bound)
         if stream and not model.streaming:
             raise Invalid(f"{model.id} does not support streaming")
-        limit, raw = _output_limit(caller, model, spoken, bound)
-        offer = Offer(
-            call=request.id, operation=spoken.operation, route=route, book=book, dialect=dialect, bound=bound,
-            body=spoken.body, raw=dialect.prepared(spoken.body, raw), limit=limit, headers=spoken.headers,
-            sender=self.wires, labels=self.labels, horizon=self.horizon,
-        )  # fmt: skip
-        legs, tags = await self._interned(offer)
+        offers = [offer, *self._fallbacks(request, caller, offer, (body, received), stream)]
+        if self.rules is not None:
+            offers = [offer, *self.rules.stand_ins(caller, offers[1:], asked)]
+        menu, legs, tags = await self._interned(offers)
         tokens = self.estimator.tokens(model.id, bound.input_tokens) + limit * bound.choices
         terms = terms_of(caller.policy.cache, endpoint.operation, bound, request.headers)
+        if legs[0].target.model != model.id:
+            terms = replace(terms, keep=False)  # a stand-in's answer is not what was asked for
         return Call(
             id=request.id, caller=caller, operation=endpoint.operation, wire=endpoint.wire, dialect=dialect,
-            meter=lambda: dialect.meter(spoken.body), broken=self.wires.breaker(endpoint.operation), stream=stream,
-            asked=(bound.tier, bound.latency), legs=legs, clamp=offer.clamp, floor=offer.floor,
+            meter=lambda: dialect.meter(offer.body), broken=self.wires.breaker(endpoint.operation), stream=stream,
+            asked=(bound.tier, bound.latency), legs=legs, clamp=menu.clamp, floor=menu.floor,
             spend=spend_for(caller, model.id, tokens, request.id), estimate=tokens, tags=tags,
             label=self.refusals.label(caller), began=request.began,
             headers=[(b"x-tollhouse-call-id", str(request.id).encode())],
@@ -219,11 +224,44 @@ class Pipeline:
 
         return lesson
 
-    async def _interned(self, offer: Offer) -> tuple[tuple[Leg, ...], int]:
+    def _offer(
+        self, request: Request, caller: Caller, book: Book, route: Route, said: tuple[dict[str, Any], bytes]
+    ) -> Offer:
+        """The request in the words of the route's model, bounded. Raises `Invalid` or `Forbidden`."""
+        spoken = self.wires.speak(request.endpoint.operation, route, *said, request.headers)
+        dialect = spoken.dialect
+        bound = dialect.bound(spoken.body, spoken.raw, route.model, spoken.headers)
+        _arns_allowed(caller, bound)
+        limit, raw = output_limit(caller.policy, route.model, spoken, bound)
+        return Offer(
+            call=request.id, operation=spoken.operation, route=route, book=book, dialect=dialect, bound=bound,
+            body=spoken.body, raw=dialect.prepared(spoken.body, raw), limit=limit, headers=spoken.headers,
+            sender=self.wires, labels=self.labels, horizon=self.horizon,
+        )  # fmt: skip
+
+    def _fallbacks(
+        self, request: Request, caller: Caller, first: Offer, said: tuple[dict[str, Any], bytes], stream: bool
+    ) -> Iterator[Offer]:
+        """The same request to the models that the route falls back to on error: those that the key may
+        call and that take and give the same words. The others are left out.
+        """
+        if request.endpoint.operation.probe:
+            return
+        for name in first.route.fallbacks:
+            with contextlib.suppress(Invalid, Forbidden):
+                route = first.book.resolve(name)
+                _allowed(caller, route)
+                offer = self._offer(request, caller, first.book, route, said)
+                alike = (offer.operation, offer.dialect.name) == (first.operation, first.dialect.name)
+                if alike and (route.model.streaming or not stream):
+                    yield offer.within(route.model)
+
+    async def _interned(self, offers: list[Offer]) -> tuple[Menu, tuple[Leg, ...], int]:
         try:
-            await offer.intern()
-            tags = _tags(offer.bound)
-            return offer.legs(), await self.labels.intern(TAGS, tags) if tags else 0
+            for offer in offers:
+                await offer.intern()
+            menu, tags = Menu(offers, self.kit.breakers), _tags(offers[0].bound)
+            return menu, menu.legs(), await self.labels.intern(TAGS, tags) if tags else 0
         except BankAway:
             raise Unavailable("the ledger does not answer; please retry", reason="bank_away") from None
 
@@ -295,6 +333,10 @@ def _allowed(caller: Caller, route: Route) -> None:
         )
 
 
+def _streams(endpoint: Endpoint, bound: Bound) -> bool:
+    return bound.stream if endpoint.stream is None else endpoint.stream
+
+
 def _arns_allowed(caller: Caller, bound: Bound) -> None:
     for arn in bound.arns:
         if not caller.policy.allows_arn(arn):
@@ -306,32 +348,6 @@ def _model_of(body: Mapping[str, Any]) -> str:
     if not isinstance(model, str) or not model:
         raise Invalid("`model` is required and must be a string")
     return model
-
-
-def _output_limit(caller: Caller, model: Model, spoken: Spoken, bound: Bound) -> tuple[int, bytes]:
-    """The output limit in force and the body that carries it. A request that names none gets the
-    plan's default, because the model's own maximum would hold far too much budget.
-    """
-    policy, raw = caller.policy, spoken.raw
-    limit = bound.output_limit
-    if limit is None:
-        most = [policy.default_output_tokens, model.max_output_tokens]
-        if spoken.operation in _NATIVE:
-            most += [
-                n for n in (model.default_output_tokens, model.native_max_output_tokens) if n is not None
-            ]
-        if policy.max_output_tokens is not None:
-            most.append(policy.max_output_tokens)
-        limit = min(most)
-        if limit > 0:
-            raw = spoken.dialect.with_output_limit(spoken.body, raw, limit)
-        return limit, raw
-    if policy.max_output_tokens is not None and limit > policy.max_output_tokens:
-        raise Forbidden(
-            f"an output limit of {limit} tokens is above the {policy.max_output_tokens} this key may ask for",
-            reason="output_limit",
-        )
-    return limit, raw
 
 
 def _fingerprint(

@@ -49,7 +49,9 @@ class Settings:
     upstream: Literal["simulator", "aws"] = _setting(
         "simulator", "where `tollhouse run` sends calls: its simulator or AWS"
     )
-    bedrock_endpoint_url: str = _setting("", "send every upstream call here instead of to AWS")
+    bedrock_endpoint_url: str = _setting(
+        "", "send upstream calls here instead of to AWS: one address, or `region=address` pairs with commas"
+    )
     bedrock_control_endpoint_url: str = _setting("", "Bedrock control plane; BEDROCK_ENDPOINT_URL when empty")
     aws_region: str = _setting("us-east-1", "region of targets whose route names none")
     policies_dir: str = _setting("", "folder of policy files; the packaged ones when empty")
@@ -82,6 +84,15 @@ class Settings:
         500, "longest wait for running calls to free budget before a call is refused as held; at most 2000"
     )
     settle_hold_ms: int = _setting(2000, "longest time the end of an answer waits for its settlement")
+    connect_ms: int = _setting(
+        3000, "longest wait for a connection to a target before the route's next one is tried"
+    )
+    breaker_faults: int = _setting(
+        5, "failures of a target in a row after which it is left alone for a while; 0: never"
+    )
+    breaker_ceilings: int = _setting(
+        10, "answers without an end within a minute, at least half of all, that do the same; 0: never"
+    )
     call_seconds: int = _setting(3600, "longest time one call may take upstream")
     first_byte_seconds: int = _setting(300, "longest wait for the first byte of an answer")
     idle_seconds: int = _setting(120, "longest silence in the middle of an answer")
@@ -101,7 +112,8 @@ class Settings:
         0, "months whose single calls are kept, at least 2; older ones are dropped, their sums stay; 0: all"
     )
     webhook_networks: str = _setting(
-        "", "networks that webhooks may be sent to though they are not public, such as 10.0.0.0/8, and by http"
+        "",
+        "networks that webhooks may be sent to though they are not public, such as 10.0.0.0/8, and by http",
     )
     metrics_tenants: int = _setting(100, "tenants with metric labels of their own; the others share `other`")
 

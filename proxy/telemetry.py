@@ -145,6 +145,11 @@ USAGE_ROLLED_TO = Gauge(
     "Unix time up to which reports by day are in step with the ledger",
     multiprocess_mode="livemostrecent",
 )
+POLICY_PROBLEMS = Gauge(
+    "tollhouse_policy_problems",
+    "Errors in changed policy files that are therefore not in force",
+    multiprocess_mode="livemax",
+)
 RULE_DECISIONS = Counter(
     "tollhouse_rule_decisions_total",
     "Rules whose condition held for a call, by what came of it: enforced, observed, error",

@@ -246,17 +246,29 @@ class Place:
 
 
 class Endpoints:
-    """The place of each region. Raises `ConfigurationError` for what is no region."""
+    """The place of each region. Raises `ConfigurationError` for what is no region.
+
+    `override` is one address for every region (`{region}` in it is replaced), or `region=address` pairs
+    separated by commas; an address without a region among them is for all other regions.
+    """
 
     def __init__(self, override: str | None) -> None:
-        self._override = override
+        self._override: str | None = None
+        self._regions: dict[str, str] = {}
         self._places: dict[str, Place] = {}
-        if override is not None:
-            Place(override.replace("{region}", "us-east-1"))
+        for one in (override or "").split(","):
+            region, equals, address = one.strip().partition("=")
+            if equals and _REGION.fullmatch(region):
+                self._regions[region] = address.strip()
+            elif one.strip():
+                self._override = one.strip()
+        for known in (self._override, *self._regions.values()):
+            if known is not None:
+                Place(known.replace("{region}", "us-east-1"))
 
     @property
     def overridden(self) -> bool:
-        return self._override is not None
+        return self._override is not None or bool(self._regions)
 
     def place(self, region: str) -> Place:
         place = self._places.get(region)
@@ -267,8 +279,9 @@ class Endpoints:
         return place
 
     def _address(self, region: str) -> str:
-        if self._override is not None:
-            return self._override.replace("{region}", region)
+        override = self._regions.get(region, self._override)
+        if override is not None:
+            return override.replace("{region}", region)
         suffix = next(
             (suffix for start, suffix in _SUFFIXES.items() if region.startswith(start)), "amazonaws.com"
         )

@@ -318,3 +318,12 @@ class DeliveryRecord:
     next_at: dt.datetime
     done_at: dt.datetime | None
     last_error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetShare:
+    """The spent share of one budget in its current period. `models` are base ids, None for all."""
+
+    subject: UUID
+    models: frozenset[str] | None
+    used: float

@@ -136,8 +136,8 @@ def _counted(health: Health, now: float, tolerance: Tolerance) -> Health:
 
 
 def _answered(health: Health) -> Health:
-    if health.open_until is not None:
-        return WELL
+    if health.open_until is not None:  # a call that was under way when it was shut proves nothing
+        return WELL if health.probing else health
     return replace(health, row=0, throttled=True, good=health.good + 1, opened=0)
 
 

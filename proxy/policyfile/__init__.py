@@ -5,6 +5,7 @@
       prices/<date>.yaml       versions of the price book, effective from a date; later ones may be sparse
       plans/<name>.yaml        what tenants get: models, defaults, cache, limits, budget templates
       routes/*.yaml            aliases, targets, Regions, opaque ARNs
+      rules/*.yaml             conditions over single calls and their effects, with examples
 
 `load` gives one immutable `PolicySet` or raises; `check` reports every error in every file. Nothing is
 ever half loaded: a changed directory with an error in it leaves the set in force as it is.
@@ -12,6 +13,7 @@ ever half loaded: a changed directory with an error in it leaves the set in forc
 
 from __future__ import annotations
 
+from proxy.policyfile.following import follow
 from proxy.policyfile.loading import Watch, check, directory, load
 from proxy.policyfile.plans import BudgetTemplate, LimitTemplate, Plan
 from proxy.policyfile.policyset import PolicySet
@@ -26,5 +28,6 @@ __all__ = [
     "Watch",
     "check",
     "directory",
+    "follow",
     "load",
 ]

@@ -10,16 +10,18 @@ from pathlib import Path
 from proxy.domain.catalogue import Model
 from proxy.domain.pricing import PriceBook
 from proxy.domain.rates import CapacityPrice, PriceVersion
+from proxy.domain.rules import Rule
 from proxy.errors import ConfigurationError, TollhouseError
 from proxy.policyfile.models import read_models
 from proxy.policyfile.plans import Plan, read_plan
 from proxy.policyfile.policyset import PolicySet
 from proxy.policyfile.prices import read_prices
 from proxy.policyfile.routes import Routes, read_routes
+from proxy.policyfile.rules import Example, read_rules
 from proxy.policyfile.schema import Reader
 from proxy.policyfile.strict import MAX_BYTES, Node, Problem, read
 
-KINDS = ("models", "prices", "plans", "routes")
+KINDS = ("models", "prices", "plans", "routes", "rules")
 MAX_FILES = 1_000
 _SUFFIXES = frozenset({".yaml", ".yml"})
 _TEXTS = frozenset({".md", ".txt"})
@@ -66,6 +68,8 @@ class _Loader:
     versions: list[PriceVersion] = field(default_factory=list)
     capacity: list[CapacityPrice] = field(default_factory=list)
     routes: Routes = field(default_factory=Routes)
+    rules: list[Rule] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
 
     def policies(self, region: str | None) -> PolicySet | None:
         files = self._files()
@@ -88,8 +92,11 @@ class _Loader:
             routes=self.routes,
             default_region=region or self.routes.default_region or _FALLBACK_REGION,
             capacity=tuple(self.capacity),
+            rules=tuple(self.rules),
+            examples=tuple(self.examples),
         )
         self._check_routes(policies)
+        self._check_rules(policies)
         return policies
 
     def _read(self, kind: str, path: Path, node: Node, reader: Reader) -> None:
@@ -99,6 +106,8 @@ class _Loader:
             self.plans[path.stem] = read_plan(node, reader, path.stem, self.models)
         elif kind == "routes":
             read_routes(node, reader, self.routes, self.models)
+        elif kind == "rules":
+            read_rules(node, reader, self.rules, self.examples)
         else:
             self._read_prices(path, node, reader)
 
@@ -135,6 +144,22 @@ class _Loader:
                     policies.priced(route.model, target)
             except TollhouseError as error:
                 self.problems.append(Problem(spec.path, line, 1, str(error)))
+
+    def _check_rules(self, policies: PolicySet) -> None:
+        """A model that a rule puts in another's place must be one, and have a price."""
+        for rule in self.rules:
+            if rule.effect == "substitute":
+                self._check_name(policies, rule.text, rule.path, rule.line)
+        for example in self.examples:
+            self._check_name(policies, example.asked.model, example.path, example.line)
+
+    def _check_name(self, policies: PolicySet, name: str, path: str, line: int) -> None:
+        try:
+            route = policies.resolve(name)
+            for target in route.targets:
+                policies.priced(route.model, target)
+        except TollhouseError as error:
+            self.problems.append(Problem(path, line, 1, str(error)))
 
     def _files(self) -> dict[str, list[Path]]:
         found: dict[str, list[Path]] = {kind: [] for kind in KINDS}

@@ -13,10 +13,12 @@ from proxy.domain.guardrails import guardrail_route
 from proxy.domain.policy import Limit, Policy
 from proxy.domain.pricing import PriceBook, Priced
 from proxy.domain.rates import CapacityPrice
+from proxy.domain.rules import Rule
 from proxy.errors import ConfigurationError, UnboundedCost, UnknownModel
 from proxy.policyfile import overrides
 from proxy.policyfile.plans import Plan
 from proxy.policyfile.routes import ARN, OPAQUE, Place, Routes, RouteSpec, source_region, split_prefix
+from proxy.policyfile.rules import Example
 
 #: most resolved names remembered; clients can invent names, so the memory is bounded
 _REMEMBERED = 4_096
@@ -43,6 +45,8 @@ class PolicySet:
         routes: Routes,
         default_region: str,
         capacity: tuple[CapacityPrice, ...] = (),
+        rules: tuple[Rule, ...] = (),
+        examples: tuple[Example, ...] = (),
     ) -> None:
         #: changes when any file changes
         self.version = version
@@ -52,6 +56,8 @@ class PolicySet:
         self.capacity = capacity
         self.default_region = default_region
         self.routes = routes
+        self.rules = rules
+        self.examples = examples
         self._resolved: dict[str, Route] = {}
         self._ids = self._callable_ids()
 
@@ -73,6 +79,8 @@ class PolicySet:
             routes=routes,
             default_region=self.default_region,
             capacity=self.capacity,
+            rules=self.rules,
+            examples=self.examples,
         )
 
     def priced(self, model: Model, target: Target) -> Priced:
@@ -164,7 +172,8 @@ class PolicySet:
             found = ARN.fullmatch(place.arn)
             kind = OPAQUE[found["kind"]] if found else "provisioned"
             region = place.region or (found["region"] if found else self.default_region)
-            return Target(model=model.id, model_id=place.arn, region=region, kind=kind)
+            rates = place.rates or self.routes.rates.get(place.arn)
+            return Target(model=model.id, model_id=place.arn, region=region, kind=kind, rates=rates)
         region = place.region or source_region(place.prefix, self.default_region, self.routes.profiles)
         name = f"{place.prefix}.{model.id}" if place.prefix else model.id
         return Target(
@@ -197,15 +206,14 @@ class PolicySet:
             why = _NOT_SERVED.get(kind, "what it runs is not known here; name it under `arns` in routes/")
             raise UnboundedCost(f"the cost of {_shown(name)} cannot be bounded: {why}")
         prefix, base = split_prefix(runs)
-        model = self.models.get(base)
-        if model is None or not self.prices.knows(base, prefix, region):
+        model, rates = self.models.get(base), self.routes.rates.get(name)
+        if model is None or (rates is None and not self.prices.knows(base, prefix, region)):
             raise UnboundedCost(
                 f"the cost of {_shown(name)} cannot be bounded: {runs} has no price in {region}"
             )
-        what = OPAQUE[kind]
-        return self._single(
-            name, model, prefix, region, "on_demand" if what == "profile" and not prefix else what
-        )
+        what: TargetKind = "on_demand" if OPAQUE[kind] == "profile" and not prefix else OPAQUE[kind]
+        target = Target(model=model.id, model_id=name, region=region, kind=what, prefix=prefix, rates=rates)
+        return Route(name=name, model=model, targets=(target,))
 
     def _callable_ids(self) -> tuple[str, ...]:
         names = set(self.routes.routes)

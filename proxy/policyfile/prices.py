@@ -13,7 +13,7 @@ from proxy.policyfile.strict import Node, Scalar, Table
 
 #: geographies of cross-region profiles (AWS, "Supported Regions and models for inference profiles")
 PREFIXES = ("us", "eu", "apac", "global", "us-gov", "au", "jp", "in", "ca")
-_TOKENS = ("input", "output", "cache_read", "cache_write_5m", "cache_write_1h")
+TOKENS = ("input", "output", "cache_read", "cache_write_5m", "cache_write_1h")
 _TIERS = ("batch", "flex", "priority", "ultrafast")
 _WHERE = ("profile", "regions", "endpoint", "latency", "variant")
 _REMARKS = ("reserve_as", "unbounded", "doubt", "source")
@@ -106,7 +106,7 @@ class _Prices:
     def _entry(self, model: str, node: Node) -> None:
         reader = self._reader
         before = reader.failures
-        items = reader.table(node, (*_WHERE, *_TOKENS, "units", "tiers", "long_context", *_REMARKS)).items
+        items = reader.table(node, (*_WHERE, *TOKENS, "units", "tiers", "long_context", *_REMARKS)).items
         variant = reader.text(items.get("variant"), 60)
         price = self._price(self._models[model], items, variant)
         endpoint = reader.choice(items.get("endpoint"), ("runtime", "mantle")) or "runtime"
@@ -134,10 +134,10 @@ class _Prices:
         tiers = {}
         for key, value in reader.entries(items.get("tiers")):
             if reader.choice(key, _TIERS):
-                tiers[key.value] = self._rates(reader.table(value, _TOKENS).items)
+                tiers[key.value] = self._rates(reader.table(value, TOKENS).items)
         steps = []
         for row in reader.rows(items.get("long_context")):
-            step = reader.table(row, ("over", *_TOKENS), ("over",)).items
+            step = reader.table(row, ("over", *TOKENS), ("over",)).items
             steps.append(LongContext(reader.integer(step.get("over"), 1) or 0, self._rates(step)))
         return Price(
             rates=replace(self._rates(items), image=image),
@@ -161,7 +161,7 @@ class _Prices:
         return found
 
     def _rates(self, items: Mapping[str, Node]) -> Rates:
-        return Rates(**{kind: self._reader.rate(items.get(kind)) for kind in _TOKENS})
+        return Rates(**{kind: self._reader.rate(items.get(kind)) for kind in TOKENS})
 
     def finished(self) -> dict[PriceKey, Price]:
         for key, (prefix, node) in self._reserve.items():

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from proxy.domain.catalogue import Model, RoutePolicy, TargetKind
-from proxy.policyfile.prices import PREFIXES
+from proxy.domain.rates import Rates
+from proxy.policyfile.prices import PREFIXES, TOKENS
 from proxy.policyfile.schema import Reader
-from proxy.policyfile.strict import Node, Row, Scalar
+from proxy.policyfile.strict import Node, Row, Scalar, Table
 
 _TOP = ("default_region", "regions", "profiles", "routes", "arns")
 _POLICIES: tuple[RoutePolicy, ...] = ("order", "spill", "provisioned_only", "cheapest")
@@ -36,6 +37,8 @@ class Place:
     prefix: str | None = None
     region: str | None = None
     arn: str | None = None
+    #: what tenants are charged per token there, None for the model's list price
+    rates: Rates | None = None
     line: int = 0
 
 
@@ -63,6 +66,8 @@ class Routes:
     routes: dict[str, RouteSpec] = field(default_factory=dict)
     #: opaque ARN to the model or profile id it runs
     arns: dict[str, str] = field(default_factory=dict)
+    #: ARN of capacity to what tenants are charged per token there
+    rates: dict[str, Rates] = field(default_factory=dict)
 
 
 def split_prefix(name: str) -> tuple[str | None, str]:
@@ -108,9 +113,15 @@ def _arn(key: Scalar, value: Node, reader: Reader, routes: Routes, models: Mappi
         kinds = ", ".join(sorted(OPAQUE))
         reader.fail(key, f"this is no ARN whose model can be named here; the kinds are {kinds}")
         return
-    name = reader.text(value, 256)
+    named, rates = value, None
+    if isinstance(value, Table):
+        items = reader.table(value, ("model", "rates"), ("model",)).items
+        named, rates = items.get("model", value), _rates(items.get("rates"), found["kind"], reader)
+    name = reader.text(named, 256)
     if name is None:
         return
+    if rates is not None:
+        routes.rates[key.value] = rates
     if split_prefix(name)[1] not in models:
         reader.fail(value, f"there is no model {name!r}{reader.hint(split_prefix(name)[1], models)}")
     elif key.value in routes.arns:
@@ -160,9 +171,10 @@ def _base(reader: Reader, models: Mapping[str, Model]) -> Callable[[Node], str |
 
 
 def _place(node: Node, reader: Reader) -> Place:
-    items = reader.table(node, ("profile", "region", "arn")).items
+    items = reader.table(node, ("profile", "region", "arn", "rates")).items
     if isinstance(node, Row):
         return Place(line=node.line)
+    kind = ""
     arn = reader.text(items.get("arn"), 2048)
     if arn is not None:
         found = ARN.fullmatch(arn)
@@ -171,12 +183,26 @@ def _place(node: Node, reader: Reader) -> Place:
             arn = None
         elif "profile" in items:
             reader.fail(items["profile"], "a target is an ARN or a profile, not both")
+        else:
+            kind = found["kind"]
     return Place(
         prefix=reader.choice(items.get("profile"), PREFIXES),
         region=reader.region(items.get("region")),
         arn=arn,
+        rates=_rates(items.get("rates"), kind, reader),
         line=node.line,
     )
+
+
+def _rates(node: Node | None, kind: str, reader: Reader) -> Rates | None:
+    """USD per million tokens that tenants are charged for capacity that AWS bills by the hour."""
+    if node is None:
+        return None
+    if kind not in {"provisioned-model", "imported-model"}:
+        reader.fail(node, "only an ARN of a provisioned-model or an imported-model has rates of its own")
+        return None
+    items = reader.table(node, TOKENS, ("input", "output")).items
+    return Rates(**{name: reader.rate(items.get(name)) for name in TOKENS})
 
 
 #: Regions that a geography's profiles can be called from (AWS, inference profile support)

@@ -137,6 +137,8 @@ class Inference:
         try:
             async with asyncio.timeout(self._body_seconds):
                 message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Invalid("the body broke off or was wrongly framed")
                 body: bytes = message.get("body", b"")
                 if not message.get("more_body", False):
                     return _checked(body, limit)
@@ -144,7 +146,7 @@ class Inference:
                 while message.get("more_body", False):
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise Invalid("the client left before its body was complete")
+                        raise Invalid("the body broke off or was wrongly framed")
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
                     if size > limit:

@@ -43,6 +43,14 @@ SHAPES: tuple[tuple[type[errors.Refusal], Shape], ...] = (
     (errors.Unavailable, Shape((503, "ServiceUnavailableException"), (503, "server_error", "unavailable"), (503, "overloaded_error"), retry=True)),
 )  # fmt: skip
 
+#: refusals whose dialects have a status of their own for one reason of their kind
+_BY_REASON = {
+    "idempotency_key_reused": Shape(
+        (400, "ValidationException"),
+        (422, "invalid_request_error", "idempotency_key_reused"),
+        (422, "invalid_request_error"),
+    )
+}
 _INTERNAL = Shape(
     (500, "InternalServerException"), (500, "server_error", "internal_error"), (500, "api_error")
 )
@@ -50,6 +58,8 @@ DEFAULT_RETRY_MS = 1000
 
 
 def shape_of(refusal: errors.Refusal) -> Shape:
+    if refusal.reason in _BY_REASON:
+        return _BY_REASON[refusal.reason]
     for kind, shape in SHAPES:
         if isinstance(refusal, kind):
             return shape

@@ -7,11 +7,13 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import anthropic
+import openai
 import pytest
 
 from tests.clients import driving
 from tests.clients.driving import HERE, check
-from tests.support.stack import Proxy
+from tests.support.stack import CLAUDE, LLAMA, Proxy
 
 pytestmark = pytest.mark.clients
 
@@ -27,3 +29,26 @@ def test_the_aws_sdk_for_javascript_over_http2(stack: Proxy, simulator: Any) -> 
     except driving.NotInstalled as missing:
         pytest.skip(missing.why)
     check([*node, str(HERE / "js" / "aws_sdk.mjs")], stack)
+
+
+def test_what_clients_ask_besides_answers(stack: Proxy, simulator: Any) -> None:
+    """Lists of models and counts of tokens, from the vendors' own clients."""
+    key = stack.key()
+    with openai.OpenAI(base_url=f"{stack.url}/v1", api_key=key.bearer_token) as client:
+        names = {model.id for model in client.models.list()}
+        assert {LLAMA, CLAUDE, "llama-405b"} <= names
+        assert client.models.retrieve(LLAMA).owned_by == "Meta"
+        with pytest.raises(openai.NotFoundError):
+            client.models.retrieve("no.such-model")
+    with anthropic.Anthropic(base_url=stack.url, api_key=key.bearer_token) as claude:
+        counted = claude.messages.count_tokens(
+            model="anthropic.claude-3-5-haiku-20241022-v1:0",
+            messages=[{"role": "user", "content": "How many tokens is this?"}],
+        )
+        assert counted.input_tokens > 5
+    [item] = stack.settled_calls(key=key.id)
+    assert (item["operation"], item["kind"], item["cost_usd"]) == (
+        "MessagesCountTokens",
+        "probe",
+        "0.00",
+    )

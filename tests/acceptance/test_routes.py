@@ -262,3 +262,33 @@ def test_models_that_a_key_may_call_are_listed(stack: Proxy, key: Key) -> None:
         assert status == 404 and answer["error"]["code"] == "model_not_found"
         status, _, answer = stack.request("GET", f"{root}/models/{LLAMA}", key="wrong")
         assert status == 401
+
+
+def test_an_alias_is_served_under_its_own_name(stack: Proxy, simulator: Any, key: Key) -> None:
+    body = {"model": "llama-405b", "messages": HELLO, "max_tokens": 64}
+    status, _, answer = post(stack, key, "/v1/chat/completions", body)
+    assert status == 200 and answer["model"] == "llama-405b", answer
+    [item] = the_bill_is_the_ledger(stack, simulator, key, 1)
+    assert item["model"] == LLAMA and item["target"].endswith(f"/us.{LLAMA}")
+
+
+def test_a_short_budget_lowers_the_limit_of_a_translated_call(stack: Proxy, simulator: Any, key: Key) -> None:
+    """The limit that is lowered is that of the body that is sent."""
+    stack.budget(f"key:{key.id}", "0.006", on_short="clamp")
+    talk = [{"role": "user", "content": "Count the coins. [[tokens=3000]]"}]
+    body = {"model": LLAMA, "messages": talk, "max_tokens": 4000}
+    status, _, answer = post(stack, key, "/v1/chat/completions", body)
+    assert status == 200, answer
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["usage"]["completion_tokens"] < 2500
+    the_bill_is_the_ledger(stack, simulator, key, 1)
+
+
+def test_identical_translated_calls_are_paid_once(stack: Proxy, simulator: Any, key: Key) -> None:
+    body = {"model": LLAMA, "messages": HELLO, "max_tokens": 64, "stream": True}
+    first, again = (list(events(stack, key, "/v1/chat/completions", body)) for _ in range(2))
+    assert first == again and first[-1][1] == "[DONE]"
+    asking = body | {"stream_options": {"include_usage": True}}
+    assert any(c["usage"] for _, c in events(stack, key, "/v1/chat/completions", asking) if c != "[DONE]")
+    outcomes = [item["outcome"] for item in stack.settled_calls(key=key.id)]
+    assert sorted(outcomes) == ["HIT", "POST", "POST"]

@@ -141,7 +141,7 @@ class Tree:
             os.kill(pid, signal.SIGSTOP)
         except ProcessLookupError:
             return False
-        while (state := stat_of(pid)[0]) not in {"T", ""}:
+        while (state := stat_of(pid)[0]) not in {"T", "", "Z", "X"}:
             await asyncio.sleep(0.001)
         return state == "T"
 

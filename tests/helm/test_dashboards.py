@@ -24,6 +24,8 @@ from tests.support.stack import CLAUDE, LLAMA, Key, Proxy
 FILES = {path.stem: json.loads(path.read_text()) for path in sorted((CHART / "dashboards").glob("*.json"))}
 EACH = [(name, panel) for name, board in FILES.items() for panel in board["panels"]]
 TITLES = [f"{name}: {panel['title']}" for name, panel in EACH]
+#: models of their own, since a target that fails too often is left alone for a while
+THROTTLED, CUT = "meta.llama3-1-70b-instruct-v1:0", "meta.llama3-1-8b-instruct-v1:0"
 #: Grafana's own names of units that the dashboards use
 UNITS = {"short", "bytes", "reqps", "s", "d", "currencyUSD", "percentunit"}
 
@@ -150,7 +152,7 @@ def test_every_panel_answers(service: tuple[Proxy, Prometheus]) -> None:
     proxy, prometheus = service
     with traffic(proxy) as tenant:
         await_series(prometheus, "deriv(tollhouse_budget_settled_nanodollars[1h]) > 0")
-        await_series(prometheus, 'tollhouse_calls_total{outcome="CEILING"} > 1')
+        await_series(prometheus, 'tollhouse_calls_total{outcome="CEILING"} > 0')
         await_series(prometheus, "count_over_time(tollhouse_calls_in_flight[20s]) >= 15")
         problems = [
             f"{name} / {panel['title']}: {problem}"
@@ -239,8 +241,8 @@ class traffic:
             lambda: self._call(self._key, LLAMA, "Say hello."),
             lambda: self._call(self._key, LLAMA, "Say hello.", stream=True),
             lambda: self._call(self._key, CLAUDE, "Say hello.", stream=True),
-            lambda: self._call(self._key, LLAMA, "[[fault=throttle]]", expect=503),
-            lambda: self._call(self._key, LLAMA, "[[fault=close:2]]", stream=True, cut=True),
+            lambda: self._call(self._key, THROTTLED, "[[fault=throttle]]", expect=503),
+            lambda: self._call(self._key, CUT, "[[fault=close:2]]", stream=True, cut=True),
             lambda: self._call(self._poor, LLAMA, "Say hello.", expect=400),
             self._nobody,
         ]
@@ -265,4 +267,4 @@ class traffic:
         except OSError:
             assert cut
             return
-        assert status == expect, (status, answer)
+        assert status == expect or (cut and status == 503), (status, answer)

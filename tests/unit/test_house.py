@@ -26,6 +26,7 @@ PORTS = PURE | {"errors", "ports"}
 MECHANISMS = {"batcher", "clock", "keys"}
 CORE = {
     "answer",
+    "breaker",
     "call",
     "advice",
     "hits",
@@ -38,6 +39,7 @@ CORE = {
     "policyfile",
     "recorder",
     "reservation",
+    "ruling",
     "settler",
     "sharing",
     "telemetry",

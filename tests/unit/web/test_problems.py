@@ -54,3 +54,8 @@ def test_a_spent_budget_is_never_retried():
         assert status in {400, 402}
         assert dict(headers)[b"x-should-retry"] == b"false"
         assert b"retry-after" not in dict(headers)
+
+
+def test_a_reused_idempotency_key_has_a_status_of_its_own_where_the_dialect_has_one():
+    refusal = errors.Invalid("x", reason="idempotency_key_reused")
+    assert [render(wire, refusal)[0] for wire in ("bedrock", "openai", "anthropic")] == [400, 422, 422]
