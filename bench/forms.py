@@ -41,5 +41,5 @@ SMOKE = Form(
 )  # fmt: skip
 #: the streams of the 50-event figure come so fast that all of them are busy; the others at speaking pace
 STREAM_EVENTS = 50
-GAP_MS = {100: 10.0}
+GAP_MS = {20: 10.0, 100: 10.0}
 GAP_MS_DEFAULT = 50.0

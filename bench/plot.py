@@ -28,6 +28,10 @@ def draw(title: str, panels: list[Panel]) -> str:
     return "\n".join([*out, "</svg>"]) + "\n"
 
 
+def _said(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _panel(title: str, unit: str, bars: list[tuple[str, float | None]], y: int) -> list[str]:
     values = [value for _, value in bars if value is not None and value > 0]
     low = 10 ** math.floor(math.log10(min(values, default=1.0)))
@@ -55,5 +59,5 @@ def _panel(title: str, unit: str, bars: list[tuple[str, float | None]], y: int) 
         length = max(2.0, place(value))
         colour = _COLOURS.get(name, _OTHER)
         out.append(f'<rect x="{LEFT}" y="{at + 4}" width="{length:.1f}" height="{ROW - 8}" fill="{colour}"/>')
-        out.append(f'<text x="{LEFT + length + 6:.1f}" y="{at + 17}">{value:,.4g}</text>')
+        out.append(f'<text x="{LEFT + length + 6:.1f}" y="{at + 17}">{_said(value)}</text>')
     return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ class Access:
     url: str
     key: str
     simulator_url: str | None
+    #: whom an https server may be signed by; None for those the system trusts
+    context: ssl.SSLContext | None = None
 
     @classmethod
     def find(cls) -> Access:
@@ -36,7 +39,9 @@ class Access:
             raise ConfigurationError(
                 "no server: set TOLLHOUSE_URL and TOLLHOUSE_ADMIN_KEY, or source .run/admin.env"
             )
-        return cls(url, key, named.get("TOLLHOUSE_SIMULATOR_URL") or None)
+        ca = named.get("SSL_CERT_FILE")
+        context = ssl.create_default_context(cafile=ca) if ca and Path(ca).is_file() else None
+        return cls(url, key, named.get("TOLLHOUSE_SIMULATOR_URL") or None, context)
 
     def get(self, path: str) -> tuple[int, Any]:
         return self.request("GET", path)
@@ -53,8 +58,10 @@ class Access:
     ) -> tuple[int, Any]:
         """Status and decoded body. Raises `ConfigurationError` when the server cannot be reached."""
         parts = urlsplit(self.url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(parts.hostname or "", parts.port, timeout=_SECONDS)
+        host = parts.hostname or ""
+        connection = http.client.HTTPConnection(host, parts.port, timeout=_SECONDS)
+        if parts.scheme == "https":
+            connection = http.client.HTTPSConnection(host, parts.port, timeout=_SECONDS, context=self.context)
         sent = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json", **(headers or {})}
         try:
             connection.request(method, path, None if body is None else json.dumps(body), sent)

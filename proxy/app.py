@@ -25,13 +25,17 @@ from proxy import failpoints, policyfile, telemetry
 from proxy import settings as settings_module
 from proxy.advice import PrefixLog
 from proxy.bedrock.client import AiohttpUpstream
+from proxy.bedrock.control import ControlPlane
 from proxy.bedrock.dialects import FAMILIES
 from proxy.bedrock.inbound import InboundSignatures
 from proxy.bedrock.interventions import intervened
+from proxy.bedrock.roles import TenantRoles
 from proxy.bedrock.wires import BedrockWires, classify
 from proxy.breaker import Breakers
 from proxy.call import Bounds, Kit
+from proxy.counting import Counter
 from proxy.directory import Directory
+from proxy.discovery import Discovery
 from proxy.domain.catalogue import Model
 from proxy.domain.estimate import Estimator
 from proxy.domain.rates import Rates
@@ -108,8 +112,10 @@ class Worker:
     refusals: RefusalCounter = field(init=False)
     #: why no call may be admitted now; None when open
     closed: str | None = "starting"
+    stopping: bool = False
     labels: PostgresLabels | None = None
     shares: Shares | None = None
+    discovery: Discovery | None = None
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     # ---- start and stop ----------------------------------------------------------------------
@@ -152,10 +158,14 @@ class Worker:
         await recovery.recover(self.bank, s.state_path)
         self.flight = FlightRecorder(s.state_path)
         self.redis = connect(s.redis_url)
-        self.limiter = RedisLimiter(self.redis, away=s.limiter_fallback)
+        self.limiter = RedisLimiter(
+            self.redis, away=s.limiter_fallback, replicas=s.replicas * s.workers or None
+        )
         await self.limiter.start()
         self.upstream = AiohttpUpstream(
-            endpoint_url=s.bedrock_endpoint_url or None, connect_timeout=s.connect_ms / 1000
+            endpoint_url=s.bedrock_endpoint_url or None,
+            connect_timeout=s.connect_ms / 1000,
+            roles=TenantRoles(s.tenant_role_arn, s.aws_region) if s.tenant_role_arn else None,
         )
         await self.upstream.start()
         queue = HeldQueue()
@@ -168,6 +178,7 @@ class Worker:
             settler=Settler(self.bank, self.flight, queue),
             bounds=_bounds(s),
             classify=classify,
+            counts=Counter(s.counts_per_second),
             breakers=Breakers(Tolerance(faults=s.breaker_faults, ceilings=s.breaker_ceilings)),
         )
         self.refusals = RefusalCounter(PostgresRefusals(self.engine), s.metrics_tenants)
@@ -186,8 +197,9 @@ class Worker:
             refusals=self.refusals,
             horizon=s.call_seconds,
             max_calls=s.max_calls,
-            closed=lambda: self.closed,
+            closed=self.why_not_ready,
             prefixes=self.prefixes if s.prefix_advice else None,
+            by_tenant=bool(s.tenant_role_arn),
         )
         self._tasks = [
             asyncio.create_task(recovery.watch(self.bank, s.state_path, _WATCH_SECONDS)),
@@ -198,9 +210,19 @@ class Worker:
             asyncio.create_task(self._renew_leases()),
             asyncio.create_task(self._watch()),
         ]
+        if s.control_seconds and (s.bedrock_control_endpoint_url or not s.bedrock_endpoint_url):
+            self.discovery = Discovery(
+                ControlPlane(endpoint_url=s.bedrock_control_endpoint_url or None),
+                lambda: self.policies.regions_used,
+                lambda: self._use(self.policy_files.current),
+                s.control_seconds,
+            )
+            self._tasks.append(asyncio.create_task(self.discovery.run()))
 
     async def _use(self, policies: PolicySet) -> None:
         """Put changed policies in force. Raises `BankAway`; then nothing has changed."""
+        if self.discovery is not None:
+            policies = policies.with_arns(self.discovery.found.arns)
         await self._intern_prices(policies)
         await self._read_shares(policies)
         self.policies = policies
@@ -237,7 +259,7 @@ class Worker:
 
     async def stop(self) -> None:
         """Drain: running calls end within the grace; what is left is in the flight recorder."""
-        self.closed = "shutting down"
+        self.stopping = True
         if self.settings.surface != "admin":
             await self._drain(self.settings.shutdown_seconds)
         for task in self._tasks:
@@ -274,6 +296,7 @@ class Worker:
         while True:
             telemetry.IN_FLIGHT.set(len(self.kit.running))
             telemetry.DRAINING.set(self.kit.draining)
+            telemetry.DIRECTORY_AGE.set(self.directory.age_seconds)
             telemetry.UNSETTLED.set(self.kit.settler.waiting)
             self.kit.breakers.export()
             for mode in ("redis", "local", "deny", "allow"):
@@ -329,7 +352,7 @@ class Worker:
         return mount
 
     def why_not_ready(self) -> str | None:
-        return self.closed
+        return "shutting down" if self.stopping else self.closed
 
     def models(self, request: Request, name: str) -> bytes:
         """`GET /v1/models[/{name}]`: what the key behind the request may call, or one of it."""

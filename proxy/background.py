@@ -97,7 +97,9 @@ def duties(settings: Settings, engine: AsyncEngine, bank: PostgresBank, keeper: 
         telemetry.PARTITION_DAYS.set(await keeper.partition_days())
 
     async def gauges() -> None:
-        telemetry.OPEN_ATTEMPTS.set(await keeper.open_attempts())
+        count, oldest = await keeper.open_attempts()
+        telemetry.OPEN_ATTEMPTS.set(count)
+        telemetry.OLDEST_OPEN.set(oldest)
         for b in await keeper.standings(_BUDGETS_SHOWN):
             telemetry.BUDGET_LIMIT.labels(b.tenant, b.scope, b.budget).set(b.limit)
             telemetry.BUDGET_RESERVED.labels(b.tenant, b.scope, b.budget).set(b.reserved)

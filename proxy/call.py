@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Protocol
 from uuid import UUID
 
@@ -39,6 +40,38 @@ class Leg:
     request: Callable[[UUID], UpstreamRequest]
     #: adds to usage what an answer does not tell, given when it was sent; None where it tells all
     completed: Callable[[Usage, float], Usage] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A request that asks how many input tokens a call has. It costs nothing."""
+
+    leg: Leg
+    operation: Operation
+    #: what is asked, the same for every call with the same input
+    body: bytes
+    #: the number in an answer, None when it has none
+    read: Callable[[bytes], int | None]
+
+
+class Countable(Protocol):
+    """A call whose input is bounded by its bytes and may be counted instead."""
+
+    def at_best(self, tokens: int | None = None) -> int:
+        """Less than its ceiling could be, nano-dollars, if its input were counted and its output limited
+        to so many tokens.
+        """
+        ...
+
+    async def question(self) -> Question | None:
+        """None when Bedrock does not count it."""
+        ...
+
+    def counted(self, tokens: int) -> None:
+        """Its input is at most so many tokens: `legs`, `clamp` and `floor` say so from now on."""
+        ...
+
+    def legs(self) -> tuple[Leg, ...]: ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,6 +111,8 @@ class Call:
     price_label: Callable[[str], int | None]
     #: turns a denial into the refusal the client reads, given the ceiling and the least it could be
     deny: Callable[[Admission, int, int], Refusal]
+    #: for when only the byte bound keeps it from fitting a budget; None: it stands
+    countable: Countable | None = None
     #: what may be shared of it, and the name under which
     terms: Terms = ALONE
     fingerprint: bytes = b""
@@ -109,6 +144,20 @@ class Running(Protocol):
     def call(self) -> Call: ...
 
 
+class Counted(Enum):
+    """What came of counting a call's input."""
+
+    EXACT = auto()  #: the call's ceilings are those of the count now
+    NEVER = auto()  #: Bedrock does not count it
+    LATER = auto()  #: too many are being counted
+
+
+class Counts(Protocol):
+    """Counts the input of calls."""
+
+    async def count(self, kit: Kit, call: Call) -> Counted: ...
+
+
 @dataclass(slots=True)
 class Kit:
     """What every exchange of a worker shares."""
@@ -122,6 +171,8 @@ class Kit:
     bounds: Bounds
     classify: Callable[[int, Mapping[str, str], bytes], Failure]
     breakers: Breakers = field(default_factory=Breakers)
+    #: None: every call keeps its byte bound
+    counts: Counts | None = None
     running: set[Running] = field(default_factory=set)
     draining: int = 0
 

@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     _simulate_verb(verbs)
     _replay_verb(verbs)
     _keys_verb(verbs)
+    _tls_verb(verbs)
     policies = verbs.add_parser("policies", help="work with policy files").add_subparsers(metavar="")
     check = _verb(policies, "check", "report every error in the policy files", _policies_check)
     check.add_argument("directory", nargs="?", type=Path, help="the policy folder (TOLLHOUSE_POLICIES_DIR)")
@@ -95,6 +96,14 @@ def _keys_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
             parser.add_argument("--grace-seconds", type=int, default=3600)
 
 
+def _tls_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    group = verbs.add_parser("tls", help="certificates of one's own").add_subparsers(metavar="")
+    init = _verb(group, "init", "make a local CA and a server certificate", _tls_init)
+    init.add_argument("folder", nargs="?", type=Path, default=Path(".run/tls"), help="where (.run/tls)")
+    init.add_argument("--host", action="append", default=[], help="a name or address it is reached by")
+    init.add_argument("--days", type=int, default=397, help="life of the server certificate (397)")
+
+
 # Imports are inside the commands: each starts in the time its own parts need.
 
 
@@ -105,9 +114,15 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _serve(_: argparse.Namespace) -> int:
-    from proxy.server import serve
+    import tempfile
 
-    return serve(settings.load())
+    loaded = settings.load()
+    with tempfile.TemporaryDirectory(prefix="tollhouse-metrics-") as directory:
+        if settings.multiprocess_dir() is None:
+            settings.set_multiprocess_dir(directory)
+        from proxy.server import serve  # after the directory is named: it imports the metrics
+
+        return serve(loaded)
 
 
 def _worker(_: argparse.Namespace) -> int:
@@ -210,6 +225,20 @@ def _keys_act(options: argparse.Namespace) -> int:
 
     body = {"grace_seconds": options.grace_seconds} if options.act == "rotate" else {}
     return show(Access.find().post(f"/admin/v1/keys/{options.key}/{options.act}", body))
+
+
+def _tls_init(options: argparse.Namespace) -> int:
+    from proxy import tls
+
+    files = tls.init(options.folder, options.host, days=options.days)
+    print(f"""# the server; `tollhouse run` then writes the clients' part into client.env
+export TOLLHOUSE_TLS_CERTIFICATE={files.certificate}
+export TOLLHOUSE_TLS_KEY={files.key}
+# clients
+export AWS_CA_BUNDLE={files.bundle.resolve()}
+export SSL_CERT_FILE={files.bundle.resolve()}
+export NODE_EXTRA_CA_CERTS={files.ca.resolve()}""")
+    return 0
 
 
 def _policies_check(options: argparse.Namespace) -> int:

@@ -150,6 +150,11 @@ class Directory:
         """True when the snapshot may miss a revocation that is more than one second old."""
         return self._fresh_at is None or self._monotonic() - self._fresh_at > STALE_SECONDS
 
+    @property
+    def age_seconds(self) -> float:
+        """How old the snapshot is; 0 before the first."""
+        return 0.0 if self._fresh_at is None else self._monotonic() - self._fresh_at
+
     # -- life -------------------------------------------------------------------------------
 
     async def load(self) -> None:

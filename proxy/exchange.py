@@ -97,6 +97,7 @@ class Exchange:
             async with asyncio.timeout(self.kit.bounds.call) as self._drain:
                 self.reservation.sending(attempt)
                 self.sent_at = time.monotonic()
+                telemetry.GOVERNANCE_SECONDS.observe(self.sent_at - self.call.began)
                 response = await self.kit.upstream.send(request)
                 self.first_byte_at = time.monotonic()
                 failpoints.reach("after_first_byte", attempt)

@@ -14,14 +14,15 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from proxy.breaker import Breakers
-from proxy.call import Leg
+from proxy.call import Leg, Question
 from proxy.domain.catalogue import Model, Route, Target
 from proxy.domain.ledger import Operation
 from proxy.domain.policy import Policy
 from proxy.domain.pricing import Priced
 from proxy.domain.request import Bound
 from proxy.domain.routing import Standing, by_policy, tried
-from proxy.errors import Forbidden, Invalid, UpstreamUnavailable
+from proxy.domain.terms import ATTEMPT_TAG, CALL_TAG, TERMS_TAG, spell, terms_of
+from proxy.errors import BankAway, Forbidden, Invalid, UpstreamUnavailable
 from proxy.ports import MODEL, PRICE, TARGET, Dialect, Labels, Spoken, UpstreamRequest
 
 _NATIVE = frozenset({Operation.INVOKE_MODEL, Operation.INVOKE_MODEL_WITH_RESPONSE_STREAM})
@@ -37,8 +38,22 @@ class Book(Protocol):
     def priced(self, model: Model, target: Target) -> Priced: ...
 
 
+#: bytes a token has at most, on average, in any text worth sending: for guesses about what a count may say
+_BYTES_PER_TOKEN_MAX = 16
+
+
 class Sender(Protocol):
     """Makes one sending out of a body."""
+
+    def counting(
+        self, operation: Operation, model: Model, body: dict[str, Any], raw: bytes, headers: Mapping[str, str]
+    ) -> Spoken | None:
+        """The same input as a CountTokens request; None where Bedrock counts no such request."""
+        ...
+
+    def counted(self, body: bytes) -> int | None:
+        """The tokens in an answer of CountTokens, None when it has none."""
+        ...
 
     def request(
         self, operation: Operation, target: Target, body: bytes, headers: Mapping[str, str], bound: Bound,
@@ -67,6 +82,8 @@ class Offer:
     labels: Labels
     #: seconds: prices that come into force within it count for ceilings
     horizon: int
+    #: whose role session signs what is sent, "" for the proxy's own credentials
+    tenant: str = ""
 
     async def intern(self) -> None:
         """Make sure every name the ledger will hold has an id. Raises `BankAway`."""
@@ -115,11 +132,59 @@ class Offer:
             return self
         return replace(self, limit=most, raw=self.dialect.with_output_limit(self.body, self.raw, most))
 
+    def at_best(self, target: Target, limit: int | None) -> int:
+        """Less than any count of its input could make the ceiling there, nano-dollars. Raises
+        `UnboundedCost`.
+        """
+        given = self.bound.input_tokens
+        whole = given >= self.route.model.context_tokens  # images, documents: nothing is known of their size
+        least = replace(self.bound, input_tokens=0 if whole else given // _BYTES_PER_TOKEN_MAX)
+        return replace(self, bound=least).ceiling(target, limit)
+
+    def counted(self, tokens: int) -> Offer:
+        """The same with at most so many input tokens."""
+        return replace(self, bound=replace(self.bound, input_tokens=min(tokens, self.bound.input_tokens)))
+
+    async def question(self, where: Target) -> Question | None:
+        """How many input tokens it has, asked where it would be served; None when Bedrock does not count
+        it. A guardrail's price depends on the bytes, so its bound stays. Raises `BankAway`.
+        """
+        model = self.route.model
+        if self.bound.guardrail or self.operation.probe:
+            return None
+        asked = self.sender.counting(self.operation, model, self.body, self.raw, self.headers)
+        if asked is None:
+            return None
+        target = Target(model=model.id, model_id=model.id, region=where.region)
+        now, known = time.time(), self.labels.known
+        priced = self.book.priced(model, where)
+
+        def build(_: UUID) -> UpstreamRequest:
+            bound = Bound(input_tokens=0, output_limit=0)
+            return self.sender.request(asked.operation, target, asked.raw, asked.headers, bound, {})
+
+        leg = Leg(
+            target=target,
+            priced=priced,
+            ceiling=0,
+            model_label=known(MODEL, model.id) or 0,
+            target_label=await self.labels.intern(TARGET, target.label),
+            price_label=known(PRICE, priced.version(now)) or 0,
+            request=build,
+        )
+        return Question(leg=leg, operation=asked.operation, body=asked.raw, read=self.sender.counted)
+
     def _builder(self, target: Target, raw: bytes) -> Callable[[UUID], UpstreamRequest]:
+        terms = spell(terms_of(self.bound))
+
         def build(attempt: UUID) -> UpstreamRequest:
-            pairs = {"tollhouse-attempt": str(attempt), "tollhouse-call": str(self.call)}
+            pairs = {ATTEMPT_TAG: str(attempt)}
+            if terms is not None:
+                pairs[TERMS_TAG] = terms
+            pairs[CALL_TAG] = str(self.call)
             named = self.dialect.with_model(self.body, raw, target.model_id)
-            return self.sender.request(self.operation, target, named, self.headers, self.bound, pairs)
+            made = self.sender.request(self.operation, target, named, self.headers, self.bound, pairs)
+            return replace(made, tenant=self.tenant) if self.tenant else made
 
         return build
 
@@ -168,6 +233,27 @@ class Menu:
     def floor(self, tokens: int) -> int:
         """The ceiling of the first way if the output were limited to so many tokens, nano-dollars."""
         return self._ways[0].offer.ceiling(self._ways[0].target, tokens)
+
+    def at_best(self, tokens: int | None = None) -> int:
+        """Less than the ceiling of the first way could be if its input were counted."""
+        way = self._ways[0]
+        return way.offer.at_best(way.target, tokens)
+
+    async def question(self) -> Question | None:
+        """How many input tokens the first way has, None when Bedrock does not count it."""
+        way = self._ways[0]
+        try:
+            return await way.offer.question(way.target)
+        except BankAway:
+            return None
+
+    def counted(self, tokens: int) -> None:
+        """From now on every way of the model that was asked has at most so many input tokens."""
+        model = self._ways[0].target.model
+        self._ways = [
+            replace(way, offer=way.offer.counted(tokens)) if way.target.model == model else way
+            for way in self._ways
+        ]
 
     def clamp(self, headroom: int, floor: int) -> tuple[Leg, ...] | None:
         """Legs with the largest output limit whose ceiling fits `headroom` nano-dollars; None when

@@ -142,6 +142,8 @@ class Pipeline:
     rules: Ruler | None = None
     #: measures how prompts repeat, None when nobody wants to know
     prefixes: PrefixLog | None = None
+    #: every tenant's calls are signed by a role session of its own
+    by_tenant: bool = False
 
     async def handle(self, request: Request, sink: Sink) -> None:
         caller: Caller | None = None
@@ -200,7 +202,7 @@ class Pipeline:
         return Call(
             id=request.id, caller=caller, operation=endpoint.operation, wire=endpoint.wire, dialect=dialect,
             meter=lambda: dialect.meter(offer.body), broken=self.wires.breaker(endpoint.operation), stream=stream,
-            asked=(bound.tier, bound.latency), legs=legs, clamp=menu.clamp, floor=menu.floor,
+            asked=(bound.tier, bound.latency), legs=legs, clamp=menu.clamp, floor=menu.floor, countable=menu,
             spend=spend_for(caller, model.id, tokens, request.id), estimate=tokens, tags=tags,
             label=self.refusals.label(caller), began=request.began,
             headers=[(b"x-tollhouse-call-id", str(request.id).encode())],
@@ -237,6 +239,7 @@ class Pipeline:
             call=request.id, operation=spoken.operation, route=route, book=book, dialect=dialect, bound=bound,
             body=spoken.body, raw=dialect.prepared(spoken.body, raw), limit=limit, headers=spoken.headers,
             sender=self.wires, labels=self.labels, horizon=self.horizon,
+            tenant=caller.tenant_slug if self.by_tenant else "",
         )  # fmt: skip
 
     def _fallbacks(
@@ -386,7 +389,7 @@ def _denied(admission: Admission, ceiling: int, floor: int, caller: Caller) -> R
     if admission.verdict is Verdict.REVOKED:
         return Unauthenticated("The security token included in the request is invalid.")
     if admission.verdict is Verdict.STALE:
-        return Unavailable("this replica's clock is off; please retry", reason="clock_skew")
+        return Unavailable("this replica's clock is off; please retry", reason="replica_clock")
     if admission.verdict is Verdict.CLOSED:
         text = "the ledger failed over and is being checked; please retry"
         return Unavailable(text, reason="recovery_needed", retry_after_ms=30_000)

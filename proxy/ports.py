@@ -90,6 +90,8 @@ class UpstreamRequest:
     #: unix seconds of the signature, taken before the deadline is checked: a process that stood still
     #: since then sends what AWS refuses as too old. 0: when it is sent
     signed_at: float = 0.0
+    #: the tenant whose role session signs it, "" for the proxy's own credentials
+    tenant: str = ""
 
 
 class UpstreamResponse(Protocol):

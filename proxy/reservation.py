@@ -12,15 +12,17 @@ import time
 from uuid import UUID
 
 from proxy import telemetry
-from proxy.call import Call, Ending, Kit, Leg
+from proxy.call import Call, Counted, Ending, Kit, Leg, Question
 from proxy.clock import uuid7
-from proxy.domain.ledger import Admission, Attempt, Settlement, State, Verdict, Why
+from proxy.domain.ledger import Admission, Attempt, Operation, Settlement, State, Verdict, Why
 from proxy.errors import BankAway, Unavailable
 
 log = logging.getLogger("tollhouse.exchange")
 
 #: longer than an admit that was given up can still run in Postgres, seconds
 _LATE_COMMIT_SECONDS = 1.5
+#: answers after which a call's input is not asked about again
+_SETTLED = frozenset({Counted.EXACT, Counted.NEVER})
 
 
 class Reservation:
@@ -36,27 +38,50 @@ class Reservation:
         self.sent = False
         #: how it ended, once that is known
         self.known: Settlement | None = None
+        #: legs with the output limit that was asked for
+        self._full = call.legs
+        self._place = kit.queue.place()
+        self._counted: Counted | None = None
 
     async def enter(self) -> tuple[Leg, UUID]:
-        """Take the first reservation. A budget that is short may be asked for less (`clamp`), and one
-        that is only held may be waited for. Raises a `Refusal`; nothing is held then.
+        """Take the first reservation. Where a budget is short, the call's input may be counted instead of
+        bounded, the call may be asked for less (`clamp`), and one that is only held may be waited for.
+        Raises a `Refusal`; nothing is held then.
         """
         deadline = time.monotonic() + self.kit.bounds.held_wait
+        waited: UUID | None = None
         while True:
             leg = self.call.legs[0]
             attempt = self._mint(leg)
             admission = await self._admit(attempt)
             if _is_held(admission):
+                if waited is not None:  # there may be room for the next one, too
+                    self.kit.queue.freed((waited,))
                 return leg, attempt.attempt
             self._forget(attempt, admission)
             if admission.verdict is Verdict.DENIED and admission.budget is not None:
+                if await self._count(admission, leg):
+                    continue
                 if self._ask_for_less(admission, leg):
                     continue
                 left = deadline - time.monotonic()
                 if left > 0 and admission.settled + self._least(admission, leg) <= admission.limit:
-                    await self.kit.queue.wait(admission.budget, left)
+                    waited = admission.budget
+                    await self.kit.queue.wait(waited, left, self._place)
+                    self.call.legs = self._full  # what was asked for, not what fitted a moment ago
                     continue
             raise self.call.deny(admission, leg.ceiling, self._least(admission, leg))
+
+    async def probe(self, question: Question) -> bool:
+        """Take a reservation of nothing for a sending that costs nothing; `open` is its attempt then.
+        Raises `Unavailable`.
+        """
+        attempt = self._mint(question.leg, question.operation)
+        admission = await self._admit(attempt)
+        if _is_held(admission):
+            return True
+        self._forget(attempt, admission)
+        return False
 
     async def move_on(self, ending: Ending, following: Leg) -> UUID:
         """Settle a failed sending and take the next reservation, in one statement. When the next does
@@ -127,7 +152,7 @@ class Reservation:
 
     # ---- inside ------------------------------------------------------------------------------
 
-    def _mint(self, leg: Leg) -> Attempt:
+    def _mint(self, leg: Leg, operation: Operation | None = None) -> Attempt:
         """A new attempt, in the flight recorder before the bank can know it."""
         call, attempt = self.call, uuid7()
         try:
@@ -137,7 +162,7 @@ class Reservation:
         return Attempt(
             attempt=attempt, call=call.id, tenant=call.caller.tenant, project=call.caller.project,
             key=call.caller.key, credential=call.caller.credential, recorder=recorder,
-            operation=call.operation, model=leg.model_label, target=leg.target_label,
+            operation=operation or call.operation, model=leg.model_label, target=leg.target_label,
             price=leg.price_label, ceiling=leg.ceiling, floor=leg.ceiling, tags=call.tags,
         )  # fmt: skip
 
@@ -159,6 +184,22 @@ class Reservation:
         finally:
             telemetry.ADMIT_SECONDS.observe(time.perf_counter() - began)
 
+    async def _count(self, admission: Admission, leg: Leg) -> bool:
+        """Have the input counted, once, where that could make the call fit, or tell spent from held."""
+        counts, countable = self.kit.counts, self.call.countable
+        if counts is None or countable is None or self._counted in _SETTLED:
+            return False
+        best = countable.at_best(admission.clamp_floor or None)
+        fits = admission.settled + admission.reserved + best <= admission.limit
+        spent = admission.settled + self._least(admission, leg) > admission.limit
+        if not fits and not (spent and admission.settled + best <= admission.limit):
+            return False
+        self._counted = await counts.count(self.kit, self.call)
+        if self._counted is not Counted.EXACT:
+            return False
+        self.call.legs = self._full = countable.legs()
+        return True
+
     def _ask_for_less(self, admission: Admission, leg: Leg) -> bool:
         """Lower the output limit to what is affordable, where the budget allows it."""
         if not admission.clamp_floor:
@@ -171,7 +212,11 @@ class Reservation:
         return True
 
     def _least(self, admission: Admission, leg: Leg) -> int:
-        """The smallest ceiling this call could have on the denying budget."""
+        """The smallest ceiling this call could have on the denying budget. While its input still waits to
+        be counted, the least that the count could make of it: a refusal must not be final by a guess.
+        """
+        if self._counted is Counted.LATER and self.call.countable is not None:
+            return self.call.countable.at_best(admission.clamp_floor or None)
         return self.call.floor(admission.clamp_floor) if admission.clamp_floor else leg.ceiling
 
     def _forget(self, attempt: Attempt, admission: Admission) -> None:

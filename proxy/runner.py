@@ -8,6 +8,7 @@ in `.run/` and survives SIGKILL of everything.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import secrets
@@ -20,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from proxy import settings as settings_module
+from proxy import tls
 from proxy.adminclient import Access
 from proxy.embedded import Bootstrap, EmbeddedError, Postgres, Role, Valkey
 from proxy.embedded.process import free_port
@@ -76,9 +78,10 @@ def run(settings: Settings, base: Path) -> int:
         stack.callback(_stop_all, children)
         for child in children:
             child.start()
-        if not _await_ready(settings, children, stopping):
+        context = tls.pinned(settings.tls_certificate) if settings.tls_certificate else None
+        if not _await_ready(Access(base_url(settings), "", None, context), children, stopping):
             return 1 if not stopping.asked else 0
-        access = Access(base_url(settings, admin=True), settings.admin_key, None)
+        access = Access(base_url(settings, admin=True), settings.admin_key, None, context)
         try:
             demo = seed_demo(access, base / "demo.json")
         except ConfigurationError as error:
@@ -180,19 +183,15 @@ def _stop_all(children: list[_Child]) -> None:
         child.stop(15.0)
 
 
-def _await_ready(settings: Settings, children: list[_Child], stopping: _Stop) -> bool:
-    import http.client  # noqa: PLC0415 (only this command needs it)
-
+def _await_ready(access: Access, children: list[_Child], stopping: _Stop) -> bool:
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline and not stopping.asked:
         proxy = children[0].process
         if proxy is not None and proxy.poll() is not None:
             print(f"tollhouse run: the proxy ended with {proxy.returncode}", file=sys.stderr)
             return False
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            connection = http.client.HTTPConnection(_local_host(settings), settings.port, timeout=1)
-            connection.request("GET", "/health/ready")
-            if connection.getresponse().status == 200:
+        with contextlib.suppress(ConfigurationError, http.client.HTTPException):
+            if access.request("GET", "/health/ready")[0] == 200:
                 return True
         time.sleep(0.05)
     if not stopping.asked:
@@ -231,6 +230,10 @@ def _write_env_files(settings: Settings, base: Path, demo: DemoKey, simulator: S
         admin["TOLLHOUSE_METRICS_URL"] = f"http://{_local_host(settings)}:{settings.metrics_port}/metrics"
     if simulator is not None:
         admin["TOLLHOUSE_SIMULATOR_URL"] = simulator.url
+    if (files := tls.beside(settings.tls_certificate)) is not None:
+        admin["SSL_CERT_FILE"] = str(files.bundle)
+        client |= {"AWS_CA_BUNDLE": str(files.bundle), "SSL_CERT_FILE": str(files.bundle),
+                   "NODE_EXTRA_CA_CERTS": str(files.ca)}  # fmt: skip
     for name, values in (("client.env", client), ("admin.env", admin)):
         lines = [f"export {key}={shlex.quote(value)}\n" for key, value in values.items()]
         write_private(base / name, "".join(lines))

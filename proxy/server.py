@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from wsgiref.simple_server import WSGIServer
 
-from granian.constants import HTTPModes, Interfaces, Loops
+from granian.constants import HTTPModes, Interfaces, Loops, SSLProtocols
 from granian.http import HTTP1Settings, HTTP2Settings
 from granian.log import LogLevels
 from granian.server.mp import MPServer
@@ -26,26 +25,64 @@ from proxy.settings import Settings
 
 #: header deadline, milliseconds
 HEADER_MS = 10_000
+_KEEPER_SECONDS = 2.0
 
 
 def serve(settings: Settings) -> int:
-    """Blocks until SIGTERM or SIGINT has been obeyed."""
+    """Blocks until SIGTERM or SIGINT has been obeyed.
+
+    The directory of the metrics is set before this module is imported (see `proxy.cli`): whether
+    prometheus-client adds up processes is decided when it is imported.
+    """
     check(settings)
     directory = settings_module.multiprocess_dir()
     if directory is None:
-        directory = tempfile.mkdtemp(prefix="tollhouse-metrics-")
-        settings_module.set_multiprocess_dir(directory)
+        raise ConfigurationError("PROMETHEUS_MULTIPROC_DIR must be set before the metrics are imported")
     metrics = _serve_metrics(settings, directory) if settings.metrics_port else None
-    admin = _start_admin(settings) if settings.admin_port else None
+    keeper = _Keeper(settings, directory)
+    keeper.start()
     try:
         _granian(settings).serve()
     finally:
-        if admin is not None:
-            admin.terminate()
-            admin.wait()
+        keeper.stop()
         if metrics is not None:
             metrics[0].shutdown()
     return 0
+
+
+class _Keeper(Thread):
+    """What the parent does beside granian: keeps the admin's process alive where it has a port of its
+    own, and takes the live gauges of dead workers out of the metrics.
+    """
+
+    def __init__(self, settings: Settings, directory: str) -> None:
+        super().__init__(name="keeper", daemon=True)
+        self._settings = settings
+        self._directory = directory
+        self._apart = bool(settings.admin_port) and settings.surface == "all"
+        self._admin: subprocess.Popen[bytes] | None = None
+        self._ended = Event()
+
+    def start(self) -> None:
+        if self._apart:
+            self._admin = _start_admin(self._settings)
+        super().start()
+
+    def run(self) -> None:
+        while not self._ended.wait(_KEEPER_SECONDS):
+            if self._admin is not None and self._admin.poll() is not None:
+                self._admin = _start_admin(self._settings)
+            for path in Path(self._directory).glob("gauge_live*_*.db"):
+                pid = int(path.stem.rpartition("_")[2])
+                if not Path(f"/proc/{pid}").exists():
+                    multiprocess.mark_process_dead(pid, self._directory)  # type: ignore[no-untyped-call]
+
+    def stop(self) -> None:
+        self._ended.set()
+        self.join()
+        if self._admin is not None:
+            self._admin.terminate()
+            self._admin.wait()
 
 
 def check(settings: Settings) -> None:
@@ -59,6 +96,11 @@ def check(settings: Settings) -> None:
         )
         if not value
     ]
+    if bool(settings.tls_certificate) != bool(settings.tls_key):
+        raise ConfigurationError("TOLLHOUSE_TLS_CERTIFICATE and TOLLHOUSE_TLS_KEY go together")
+    for path in filter(None, (settings.tls_certificate, settings.tls_key)):
+        if not Path(path).is_file():
+            raise ConfigurationError(f"{path} is no file (`tollhouse tls init` makes both)")
     if missing:
         raise ConfigurationError(f"{', '.join(missing)} must be set (`tollhouse run` needs none of them)")
 
@@ -86,6 +128,7 @@ def _granian(settings: Settings) -> MPServer:
         log_level=LogLevels.warning,
         ssl_cert=Path(settings.tls_certificate) if settings.tls_certificate else None,
         ssl_key=Path(settings.tls_key) if settings.tls_key else None,
+        ssl_protocol_min=SSLProtocols.tls12,
         respawn_failed_workers=True,
         respawn_interval=0.5,
         workers_kill_timeout=settings.shutdown_seconds,

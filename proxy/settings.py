@@ -52,7 +52,16 @@ class Settings:
     bedrock_endpoint_url: str = _setting(
         "", "send upstream calls here instead of to AWS: one address, or `region=address` pairs with commas"
     )
-    bedrock_control_endpoint_url: str = _setting("", "Bedrock control plane; BEDROCK_ENDPOINT_URL when empty")
+    bedrock_control_endpoint_url: str = _setting(
+        "", "Bedrock control plane; AWS's when empty, and none when BEDROCK_ENDPOINT_URL is set"
+    )
+    control_seconds: int = _setting(
+        300, "how often the control plane is asked what profiles and provisioned models run; 0: never"
+    )
+    tenant_role_arn: str = _setting(
+        "",
+        "IAM role assumed per tenant, tagged with it, so that AWS's cost reports carry tenants; off when empty",
+    )
     aws_region: str = _setting("us-east-1", "region of targets whose route names none")
     policies_dir: str = _setting("", "folder of policy files; the packaged ones when empty")
     master_key: str = _setting("", "32 bytes, base64: guards every issued secret", secret=True)
@@ -77,11 +86,16 @@ class Settings:
     prefix_advice: bool = _setting(
         True, "measure, by keyed hashes, how prompts repeat from the start, for advice on prompt caching"
     )
-    replicas: int = _setting(1, "proxy replicas that share the limits while Redis is away")
+    replicas: int = _setting(
+        0, "proxy replicas that share the limits while Redis is away; 0 counts those seen last"
+    )
     bank_lanes: int = _setting(2, "Postgres connections per worker that admit and settle")
     admit_timeout_ms: int = _setting(2000, "longest wait for the bank before a call is refused")
     held_wait_ms: int = _setting(
         500, "longest wait for running calls to free budget before a call is refused as held; at most 2000"
+    )
+    counts_per_second: int = _setting(
+        20, "most inputs per worker and second that CountTokens counts because a budget is short; 0: never"
     )
     settle_hold_ms: int = _setting(2000, "longest time the end of an answer waits for its settlement")
     connect_ms: int = _setting(

@@ -5,9 +5,10 @@ budget which running calls still hold.
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
+import itertools
 import logging
-from collections import deque
 from collections.abc import Iterable
 from uuid import UUID
 
@@ -24,19 +25,25 @@ _POLL_SECONDS = 0.25
 
 class HeldQueue:
     """Calls that a budget would have room for if running calls ended. A settlement wakes the first
-    of its budget only: all at once would ask the bank n times for one place.
+    of its budget only: all at once would ask the bank n times for one place. Whoever gets in wakes the
+    next. A call keeps its place while it waits again and again, so nobody is overtaken by polling.
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[UUID, deque[asyncio.Future[None]]] = {}
+        self._waiting: dict[UUID, list[tuple[int, asyncio.Future[None]]]] = {}
+        self._places = itertools.count()
 
-    async def wait(self, budget: UUID, seconds: float) -> None:
+    def place(self) -> int:
+        """A place behind everybody who has one."""
+        return next(self._places)
+
+    async def wait(self, budget: UUID, seconds: float, place: int) -> None:
         """Return when something of the budget came back, when it is time to look again, or after
         `seconds`.
         """
-        queue = self._waiting.setdefault(budget, deque())
+        queue = self._waiting.setdefault(budget, [])
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        queue.append(turn)
+        bisect.insort(queue, (place, turn), key=_place_of)
         try:
             async with asyncio.timeout(min(seconds, _POLL_SECONDS)):
                 await turn
@@ -44,19 +51,23 @@ class HeldQueue:
             pass
         finally:
             with contextlib.suppress(ValueError):
-                queue.remove(turn)
-            if not queue:
-                self._waiting.pop(budget, None)
+                queue.remove((place, turn))
+            if not queue and self._waiting.get(budget) is queue:
+                del self._waiting[budget]
 
     def freed(self, budgets: Iterable[UUID]) -> None:
         """Money of these budgets moved."""
         for budget in budgets:
             queue = self._waiting.get(budget)
             while queue:
-                turn = queue.popleft()
+                _, turn = queue.pop(0)
                 if not turn.done():
                     turn.set_result(None)
                     break
+
+
+def _place_of(waiting: tuple[int, asyncio.Future[None]]) -> int:
+    return waiting[0]
 
 
 class Settler:

@@ -41,7 +41,7 @@ SETTLE_SECONDS = Histogram(
     "tollhouse_settle_seconds", "Time the bank took to settle one attempt", buckets=_FAST
 )
 GOVERNANCE_SECONDS = Histogram(
-    "tollhouse_governance_seconds", "Time from a request's last byte to its sending upstream", buckets=_FAST
+    "tollhouse_governance_seconds", "Time from a request's arrival to its sending upstream", buckets=_FAST
 )
 UPSTREAM_SECONDS = Histogram(
     "tollhouse_upstream_seconds", "Time of one sending, from send to its last byte", ["model"], buckets=_SLOW
@@ -103,6 +103,11 @@ INVARIANT = Gauge(
 OPEN_ATTEMPTS = Gauge(
     "tollhouse_open_attempts", "Attempts without a terminal entry", multiprocess_mode="livemostrecent"
 )
+OLDEST_OPEN = Gauge(
+    "tollhouse_oldest_open_attempt_seconds",
+    "Age of the oldest attempt without a terminal entry",
+    multiprocess_mode="livemostrecent",
+)
 PARTITION_DAYS = Gauge(
     "tollhouse_partition_days_ahead",
     "Days of ledger partitions that exist ahead of now",
@@ -163,6 +168,20 @@ TARGET_STATE = Gauge(
 )
 TARGET_OPENINGS = Counter(
     "tollhouse_target_openings_total", "Times a target was left alone, by what opened it", ["target", "why"]
+)
+MODEL_ENDS = Gauge(
+    "tollhouse_model_end_of_life_seconds",
+    "Unix time at which AWS ends a base model, as its control plane says",
+    ["model"],
+    multiprocess_mode="livemostrecent",
+)
+COUNTS = Counter(
+    "tollhouse_counts_total",
+    "Inputs counted because a byte bound did not fit a budget: exact, never (not countable), later (too many)",
+    ["result"],
+)
+CLAMPED = Counter(
+    "tollhouse_clamped_total", "Calls whose output limit was lowered to what a budget affords", ["model"]
 )
 FAILOVERS = Counter(
     "tollhouse_failovers_total", "Sendings after a failed one of the same call", ["model", "served"]

@@ -15,6 +15,7 @@ import aiohttp
 from yarl import URL
 
 from proxy.bedrock.credentials import AwsCredentials, CredentialSource, FixedCredentials
+from proxy.bedrock.roles import TenantRoles
 from proxy.bedrock.signing import signed_headers
 from proxy.errors import ConfigurationError, UpstreamFailure
 from proxy.ports import UpstreamRequest, UpstreamResponse
@@ -53,7 +54,7 @@ class AiohttpUpstream:
     `credentials` are boto3's chain unless others are given. `endpoint_url` overrides AWS's address (a
     simulator, a private endpoint; `{region}` in it is replaced), and then a machine without AWS
     credentials of its own signs with dummies. `connections_max` bounds open connections of this worker, 0 for no bound; a call that finds none
-    free within `connect_timeout` fails unsent.
+    free within `connect_timeout` fails unsent. `roles` sign the requests that name a tenant.
     """
 
     def __init__(
@@ -61,12 +62,14 @@ class AiohttpUpstream:
         credentials: CredentialSource | None = None,
         *,
         endpoint_url: str | None = None,
+        roles: TenantRoles | None = None,
         connections_max: int = 0,
         connect_timeout: float = CONNECT_TIMEOUT_SECONDS,
         ssl_context: ssl.SSLContext | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._credentials = credentials
+        self._roles = roles
         self._chain: AwsCredentials | None = None
         self._endpoints = Endpoints(endpoint_url)
         self._connections_max = connections_max
@@ -125,10 +128,13 @@ class AiohttpUpstream:
             raise UpstreamFailure("The Bedrock client is not started.", sent=False)
         region = request.target.region
         try:
+            credentials = self._credentials.current()
+            if request.tenant and self._roles is not None:
+                credentials = await self._roles.of(request.tenant)
             place = self._endpoints.place(region)
             path = place.prefix + request.path
             headers = signed_headers(
-                self._credentials.current(),
+                credentials,
                 region,
                 request.method,
                 place.host,

@@ -17,6 +17,7 @@ from proxy.bedrock.outcomes import read_error
 from proxy.bedrock.sse import error_event
 from proxy.bedrock.translate.chat import chat_over_converse
 from proxy.bedrock.translate.count import count_over_count_tokens
+from proxy.bedrock.translate.counting import counted, counting
 from proxy.domain.catalogue import Model, Route, Target
 from proxy.domain.ledger import Operation
 from proxy.domain.request import Bound
@@ -87,6 +88,16 @@ class BedrockWires:
         if operation in _INVOKE:
             return asked.native(operation, dialects.native(route.model.family))
         return _SPEAKERS[operation](asked)
+
+    def counting(
+        self, operation: Operation, model: Model, body: dict[str, Any], raw: bytes, headers: Mapping[str, str]
+    ) -> Spoken | None:
+        """The same input as a CountTokens request; None where Bedrock counts no such request."""
+        return counting(operation, model, body, raw, headers)
+
+    def counted(self, body: bytes) -> int | None:
+        """The tokens in an answer of CountTokens, None when it has none."""
+        return counted(body)
 
     def parse(self, body: bytes) -> dict[str, Any]:
         return dialects.parse(body)

@@ -327,3 +327,31 @@ class BudgetShare:
     subject: UUID
     models: frozenset[str] | None
     used: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Correction:
+    """An entry to be written about a resolved attempt. The same evidence counts once per attempt and kind."""
+
+    attempt: UUID
+    kind: EntryKind
+    amount: int
+    upstream_amount: int
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaidRecord:
+    """A resolved attempt as corrections need it. `adjusted` is the part of `cost` that ADJUST entries are."""
+
+    attempt: UUID
+    tenant_slug: str
+    model: str
+    target: str
+    version: str
+    usage: Usage
+    cost: int
+    upstream_cost: int
+    adjusted: int
+    extra_entries: int
+    admitted_at: dt.datetime

@@ -29,6 +29,8 @@ _NOT_SERVED = {
     "endpoint": "a marketplace endpoint is billed by instance hours, not by tokens",
     "custom-model": "a custom model is called through its deployment or its provisioned throughput",
     "async-invoke": "asynchronous calls are not served",
+    "prompt-router": "it chooses its model by itself; name the dearest of its models under `arns` in routes/",
+    "default-prompt-router": "it chooses its model by itself; name the dearest under `arns` in routes/",
 }
 
 
@@ -65,6 +67,14 @@ class PolicySet:
     def ids(self) -> tuple[str, ...]:
         """Every name that resolves to something with a price: aliases, base and profile ids, sorted."""
         return self._ids
+
+    @property
+    def regions_used(self) -> tuple[str, ...]:
+        """The default Region and those that routes name, sorted: where this account has its own things."""
+        routes = self.routes.routes.values()
+        named = {place.region for spec in routes for place in spec.places if place.region}
+        held = {found["region"] for arn in self.routes.arns if (found := ARN.fullmatch(arn))}
+        return tuple(sorted({self.default_region, *named, *held}))
 
     def with_arns(self, arns: Mapping[str, str]) -> PolicySet:
         """The same policies knowing more opaque ARNs (from the control plane): ARN to the model or

@@ -11,9 +11,17 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.domain.alerting import Condition
-from proxy.domain.control import AlertRecord, CallFilter, DeliveryRecord, WebhookRecord
+from proxy.domain.control import (
+    AlertRecord,
+    CallFilter,
+    Correction,
+    DeliveryRecord,
+    PaidRecord,
+    TenantRecord,
+    WebhookRecord,
+)
 from proxy.domain.reporting import Draft, Issued
-from proxy.postgres import statements, webhooks
+from proxy.postgres import corrections, statements, tombstones, webhooks
 from proxy.postgres.alerts import write_alert
 from proxy.postgres.usage import usage
 
@@ -86,3 +94,22 @@ class DeskSession:
         self, *, tenant: UUID | None, kind: str | None, before: UUID | None, limit: int
     ) -> list[AlertRecord]:
         return await webhooks.alerts(self._db, tenant=tenant, kind=kind, before=before, limit=limit)
+
+    # -- Corrections ----------------------------------------------------------------------
+
+    async def paid(
+        self, where: CallFilter, *, target: str | None, after: UUID | None, limit: int
+    ) -> list[PaidRecord]:
+        return await corrections.paid(self._db, where, target=target, after=after, limit=limit)
+
+    async def paid_one(self, attempt: UUID, tenant: UUID | None) -> tuple[PaidRecord, str] | None:
+        return await corrections.paid_one(self._db, attempt, tenant)
+
+    async def correct(self, entries: Sequence[Correction]) -> list[int]:
+        return await corrections.correct(self._db, entries)
+
+    async def lock_accounts(self, budgets: Sequence[UUID]) -> None:
+        await corrections.lock_accounts(self._db, budgets)
+
+    async def erase_tenant(self, tenant: TenantRecord) -> None:
+        await tombstones.erase(self._db, tenant)

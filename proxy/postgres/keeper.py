@@ -22,7 +22,10 @@ _STANDINGS = text(
      ORDER BY s.settled + s.reserved DESC LIMIT :most
     """
 )
-_OPEN = text("SELECT count(*) FROM attempts WHERE attempt >= (SELECT swept_to FROM sweep_mark) AND state = 0")
+_OPEN = text(
+    "SELECT count(*), coalesce(extract(epoch FROM now() - min(admitted_at)), 0)::double precision "
+    "FROM attempts WHERE attempt >= (SELECT swept_to FROM sweep_mark) AND state = 0"
+)
 _BROKEN = text(
     "SELECT invariant, count(*) FROM check_invariants(date_trunc('month', now())) GROUP BY invariant"
 )
@@ -51,8 +54,10 @@ class Keeper:
         """The budgets with the most committed money, at most so many."""
         return [BudgetStanding(*row) for row in await self._rows(_STANDINGS, most=most)]
 
-    async def open_attempts(self) -> int:
-        return int((await self._rows(_OPEN))[0][0])
+    async def open_attempts(self) -> tuple[int, float]:
+        """How many there are, and the age of the oldest in seconds."""
+        count, age = (await self._rows(_OPEN))[0]
+        return int(count), float(age)
 
     async def broken_invariants(self) -> dict[str, int]:
         """Violations by invariant since the start of the month; empty when all hold."""

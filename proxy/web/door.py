@@ -4,6 +4,10 @@ The application never sees a request whose head can be read in two ways: no host
 that is none, a transfer coding besides `chunked`. Such a request is answered 400 in the dialect of
 its path and its connection is closed, so that nothing that follows on it is taken for a request.
 
+The framework routes by the decoded path and forgives doubled slashes. The routes that are not
+inference have no use for either: spelled so, a path is no route, and a rule in front of the proxy that
+looks for `/admin` sees every request that gets there.
+
 What the parser (hyper) refuses itself never gets here. What it settles itself, by RFC 9112, is listed
 in docs/security.md: a Content-Length beside a Transfer-Encoding is dropped and the connection closed.
 """
@@ -14,7 +18,7 @@ import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from proxy.errors import Invalid
+from proxy.errors import Invalid, NotServed, Refusal
 from proxy.web import problems
 from proxy.web.routes import wire_of
 
@@ -26,6 +30,10 @@ Application = Callable[[Any, Any, Any], Awaitable[None]]
 #: RFC 3986 `host [":" port]`, without percent-encoding and user
 _HOST = re.compile(rb"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 
+#: decoded beginnings of paths that are the framework's, in any spelling that it forgives
+_DESK = re.compile(r"/*(?:admin|me|health)(?:/|$)")
+_PLAIN = re.compile(rb"(?:/[A-Za-z0-9._~:@!$&'()*+,=-]+)+")
+
 
 class Door:
     """An ASGI application in front of another one."""
@@ -34,16 +42,25 @@ class Door:
         self._inner = inner
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        why = ambiguity(scope["headers"]) if scope["type"] == "http" else None
-        if why is None:
+        refusal = _refusal(scope) if scope["type"] == "http" else None
+        if refusal is None:
             await self._inner(scope, receive, send)
             return
-        path = scope.get("raw_path") or scope["path"].encode()
-        status, headers, body = problems.render(wire_of(path), Invalid(why, reason="ambiguous"))
-        if scope["http_version"] != "2":
+        status, headers, body = problems.render(wire_of(scope["raw_path"]), refusal)
+        if isinstance(refusal, Invalid) and scope["http_version"] != "2":
             headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _refusal(scope: Scope) -> Refusal | None:
+    why = ambiguity(scope["headers"])
+    if why is not None:
+        return Invalid(why, reason="ambiguous")
+    path: bytes = scope["raw_path"]
+    if (b"%" in path or b"//" in path) and _DESK.match(scope["path"]) and not _PLAIN.fullmatch(path):
+        return NotServed("no such route")
+    return None
 
 
 def ambiguity(raw_headers: list[tuple[bytes, bytes]]) -> str | None:

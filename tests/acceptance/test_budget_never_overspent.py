@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import threading
 import time
@@ -194,9 +195,13 @@ def _refusals(stack: Proxy, key: Key, expected: int) -> dict[str, int]:
     return counts
 
 
+_numbers = itertools.count()
+
+
 def _converse() -> dict[str, Any]:
+    """A prompt that was never sent before: an identical one would be answered from the cache."""
     return {
-        "messages": [{"role": "user", "content": [{"text": "hello"}]}],
+        "messages": [{"role": "user", "content": [{"text": f"hello {next(_numbers)}"}]}],
         "inferenceConfig": {"maxTokens": 64},
     }
 

@@ -36,6 +36,8 @@ class Shot:
     seen: int = 0
     error: str = ""
     body: bytes = b""
+    #: when it began, by the loop's clock, and how long it took
+    at: float = 0.0
     seconds: float = 0.0
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -49,9 +51,7 @@ class Shot:
         return str(told.get("message") or told)[:300]
 
 
-def request_of(
-    host: str, operation: str, token: str, prompt: str, limit: int, **headers: str
-) -> bytes:
+def request_of(host: str, operation: str, token: str, prompt: str, limit: int, **headers: str) -> bytes:
     """The bytes of a request; `limit` is its output limit in tokens."""
     model, last, _ = OPERATIONS[operation]
     body: dict[str, Any]
@@ -74,7 +74,7 @@ def request_of(
 async def shoot(shot: Shot, address: tuple[str, int], request: bytes, seconds: float = 60.0) -> Shot:
     """Sends it and reads the answer. Never raises: what went wrong is in `error`."""
     loop = asyncio.get_running_loop()
-    began = loop.time()
+    shot.at = began = loop.time()
     writer: asyncio.StreamWriter | None = None
     try:
         async with asyncio.timeout(seconds):

@@ -8,12 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from uuid import UUID
 
-import asyncpg
-
 from tests.faults import roster
 from tests.faults.client import OPERATIONS, Shot, request_of, shoot
 from tests.faults.roster import Caller
-from tests.faults.world import World
+from tests.faults.world import AWAY, World
 
 #: what one call of the load costs on average, nano-dollars: budgets are sized by it
 MEAN_COST = 120_000
@@ -99,7 +97,13 @@ class Mix:
 
 
 async def drive(
-    world: World, crowd: Crowd, rng: random.Random, *, callers: int, until: Callable[[], bool], mix: Mix | None = None
+    world: World,
+    crowd: Crowd,
+    rng: random.Random,
+    *,
+    callers: int,
+    until: Callable[[], bool],
+    mix: Mix | None = None,
 ) -> None:
     """So many callers, each making one call after the other until `until` is true."""
     tasks = [_caller(world, crowd, random.Random(rng.random()), until, mix or Mix()) for _ in range(callers)]
@@ -122,7 +126,7 @@ async def _caller(
             continue
         crowd.shots.append(shot)
         if shot.status in {400, 402} or shot.status >= 500 or not shot.status:
-            await asyncio.sleep(rng.uniform(0.01, 0.08))
+            await asyncio.sleep(rng.uniform(0.05, 0.2))
 
 
 def shot_of(world: World, crowd: Crowd, rng: random.Random, mix: Mix) -> tuple[Shot, bytes]:
@@ -151,5 +155,5 @@ async def _top_up(world: World, crowd: Crowd, rng: random.Random) -> None:
         budget = rng.choice(crowd.tight)
         try:
             await roster.top_up(world, budget, rng.randint(5, 20) * MEAN_COST)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except AWAY as error:
             world.notes.append(f"top-up: {type(error).__name__}")

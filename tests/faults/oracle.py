@@ -62,12 +62,15 @@ class Evidence:
     #: the recorders were destroyed: what was open is charged its ceiling, whatever it was
     lost: bool = False
 
-    def learn(self, deaths: list[Death]) -> None:
+    def learn(self, deaths: list[Death], since_ms: int) -> None:
+        """From the dead, about attempts minted since then: a recovering worker holds older files too."""
         for death in deaths:
             if death.remains is None:
                 self.blind = True
                 continue
             for remains in death.remains:
+                if remains.attempt.int >> 80 < since_ms:
+                    continue
                 if remains.last == "sent":
                     self.sent.add(remains.attempt)
                 elif remains.last == "opened":
@@ -101,7 +104,9 @@ async def books(world: World, crowd: Crowd) -> Books:
     seen = await world.control("GET", f"/_requests?since={world.requested}")
     world.requested = seen["next"]
     requests = [r for r in seen["requests"] if r["path"].startswith("/model/")]
-    twice = [a for a, n in Counter(r["metadata"].get("tollhouse-attempt", "") for r in requests).items() if n > 1]
+    twice = [
+        a for a, n in Counter(r["metadata"].get("tollhouse-attempt", "") for r in requests).items() if n > 1
+    ]
     return Books(
         rows={r["attempt"]: r for r in rows},
         entries=entries,
@@ -156,7 +161,9 @@ def _requests(found: Books, verdict: Verdict) -> None:
     for attempt, call in found.bill.items():
         row = found.rows.get(attempt)
         if row is not None and row["upstream_request_id"] not in {None, call["request_id"]}:
-            verdict.wrong(f"attempt {attempt} has request id {row['upstream_request_id']}, not {call['request_id']}")
+            verdict.wrong(
+                f"attempt {attempt} has request id {row['upstream_request_id']}, not {call['request_id']}"
+            )
 
 
 def _row(attempt: UUID, row: Any, found: Books, evidence: Evidence, verdict: Verdict) -> None:
@@ -171,10 +178,14 @@ def _row(attempt: UUID, row: Any, found: Books, evidence: Evidence, verdict: Ver
         verdict.wrong(f"overspent: attempt {attempt} is void and was billed {billed}")
     elif state == CEILING:
         if row["ceiling"] < billed:
-            verdict.wrong(f"overspent: attempt {attempt} was billed {billed} above its ceiling {row['ceiling']}")
+            verdict.wrong(
+                f"overspent: attempt {attempt} was billed {billed} above its ceiling {row['ceiling']}"
+            )
         explained = attempt in evidence.sent or evidence.blind or evidence.lost
         if not explained and (call is None or call["completed"]):
-            verdict.wrong(f"not exact: attempt {attempt} is at its ceiling without a reason (billed {billed}, {name})")
+            verdict.wrong(
+                f"not exact: attempt {attempt} is at its ceiling without a reason (billed {billed}, {name})"
+            )
         verdict.counts["ceiling explained" if attempt in evidence.sent else "ceiling cut"] += 1
     elif state == VOID and attempt not in found.refused:
         verdict.counts["void unsent"] += 1
@@ -193,7 +204,9 @@ def _dead(found: Books, evidence: Evidence, verdict: Verdict) -> None:
         if row is None:
             verdict.wrong(f"missing row: attempt {attempt} was done")
         elif NAMES[row["state"]] != state or (state == "POST" and row["cost"] != cost):
-            verdict.wrong(f"attempt {attempt} was done as {state} {cost} and is {NAMES[row['state']]} {row['cost']}")
+            verdict.wrong(
+                f"attempt {attempt} was done as {state} {cost} and is {NAMES[row['state']]} {row['cost']}"
+            )
     for attempt in evidence.sent:
         row = found.rows.get(attempt)
         if row is None:
@@ -211,11 +224,20 @@ def _entries(found: Books, verdict: Verdict) -> None:
         entries = found.entries.get(attempt, [])
         terminal = [e for e in entries if e["slot"] == 0]
         if len(terminal) != (row["state"] != OPEN):
-            verdict.wrong(f"I4: attempt {attempt} in state {NAMES[row['state']]} has {len(terminal)} terminal entries")
+            verdict.wrong(
+                f"I4: attempt {attempt} in state {NAMES[row['state']]} has {len(terminal)} terminal entries"
+            )
         elif terminal and terminal[0]["kind"] != row["state"]:
-            verdict.wrong(f"I4: attempt {attempt} is {NAMES[row['state']]}, its entry is of kind {terminal[0]['kind']}")
-        if sum(e["amount"] for e in entries) != row["cost"] or len(entries) - len(terminal) != row["extra_entries"]:
-            verdict.wrong(f"I4: attempt {attempt} costs {row['cost']}, its entries {[dict(e) for e in entries]}")
+            verdict.wrong(
+                f"I4: attempt {attempt} is {NAMES[row['state']]}, its entry is of kind {terminal[0]['kind']}"
+            )
+        if (
+            sum(e["amount"] for e in entries) != row["cost"]
+            or len(entries) - len(terminal) != row["extra_entries"]
+        ):
+            verdict.wrong(
+                f"I4: attempt {attempt} costs {row['cost']}, its entries {[dict(e) for e in entries]}"
+            )
         if any(e["kind"] == OVERRUN for e in entries):
             verdict.wrong(f"overrun: attempt {attempt}")
 
@@ -229,7 +251,9 @@ def _accounts(found: Books, verdict: Verdict) -> None:
         for account in row["holds"]:
             if row["state"] == OPEN:
                 reserved[account] += row["ceiling"]
-            settled[account] += sum(e["amount"] for e in found.entries.get(attempt, []) if e["kind"] != OVERRUN)
+            settled[account] += sum(
+                e["amount"] for e in found.entries.get(attempt, []) if e["kind"] != OVERRUN
+            )
             if attempt in found.bill:
                 billed[account] += nanos(found.bill[attempt]["cost_usd"])
     for a in found.accounts:

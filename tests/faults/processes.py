@@ -30,7 +30,9 @@ _PRELOADED = "import proxy.app, sys; from proxy.cli import main; sys.exit(main(s
 def stat_of(pid: int) -> tuple[str, int]:
     """(state, parent) of a process; ("", 0) when there is none."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        fields = (
+            Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        )
     except OSError:
         return "", 0
     return fields[0], int(fields[1])
@@ -110,6 +112,9 @@ class Tree:
     @property
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
+
+    def children(self) -> list[int]:
+        return children_of(self.process.pid) if self.process is not None else []
 
     def workers(self) -> list[int]:
         """Worker processes that have opened their flight recorder."""

@@ -23,7 +23,9 @@ class Caller:
 async def tenant(world: World, *, concurrency: int = 500) -> UUID:
     """With rate limits wide enough never to refuse, so that Redis has its part in every call."""
     ident = uuid7()
-    await world.write("INSERT INTO tenants (id, slug, name) VALUES ($1, $2, $2)", ident, f"t{ident.hex[-12:]}")
+    await world.write(
+        "INSERT INTO tenants (id, slug, name) VALUES ($1, $2, $2)", ident, f"t{ident.hex[-12:]}"
+    )
     await limit(world, "tenant", ident, concurrency=concurrency)
     return ident
 

@@ -6,6 +6,7 @@ import asyncio
 import random
 import re
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -14,9 +15,9 @@ from proxy.failpoints import POINTS
 from tests.faults import load, oracle
 from tests.faults.load import Crowd, Mix
 from tests.faults.oracle import Books, Evidence, Verdict
-from tests.faults.processes import children_of, stat_of
+from tests.faults.processes import stat_of
+from tests.faults.world import AWAY, World
 from tests.faults.wreck import files_of
-from tests.faults.world import World
 
 PEACE_SECONDS = 25.0
 _REACHED = re.compile(r"fail point (\w+) reached by (\S+) in (\d+)")
@@ -56,16 +57,22 @@ class Round:
     evidence: Evidence = field(default_factory=Evidence)
     #: latest end of the load, seconds
     longest: float = 120.0
+    #: what the storm itself found wrong, and counted
+    wrong: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
 
 
 Storm = Callable[[World, Crowd, random.Random, Round], Awaitable[None]]
 
 
-async def play(world: World, rng: random.Random, turn: Round, storm: Storm, mix: Mix | None = None) -> Verdict:
+async def play(
+    world: World, rng: random.Random, turn: Round, storm: Storm, mix: Mix | None = None
+) -> Verdict:
     """Load and storm together; then peace; then the judgement. The tree serves again afterwards."""
     began, deaths, exits = time.monotonic(), len(world.tree.deaths), world.tree.exits
     crowd = await load.gather(world, rng, turn.calls)
     await oracle.books(world, crowd)  # from here on
+    since_ms = int(time.time() * 1000)
     over = False
 
     def until() -> bool:
@@ -82,10 +89,10 @@ async def play(world: World, rng: random.Random, turn: Round, storm: Storm, mix:
             await world.tree.watch()
             await asyncio.sleep(0.05)
     await drive
-    verdict = Verdict(await glance)
+    verdict = Verdict(await glance + turn.wrong, turn.counts)
     verdict.violations += await peace(world, crowd)
     fresh = world.tree.deaths[deaths:]
-    turn.evidence.learn(fresh)
+    turn.evidence.learn(fresh, since_ms)
     found = await oracle.books(world, crowd)
     verdict.add(oracle.judge(found, crowd, turn.evidence))
     verdict.violations += _wrong_ends(found, turn.evidence)
@@ -101,14 +108,21 @@ async def peace(world: World, crowd: Crowd, seconds: float = PEACE_SECONDS) -> l
     deadline = time.monotonic() + seconds
     while True:
         await world.tree.watch()
-        rows = await world.rows(
-            "SELECT attempt FROM attempts WHERE tenant = ANY ($1) AND state = 0", crowd.tenants
-        )
+        try:
+            found = await world.rows(
+                "SELECT attempt FROM attempts WHERE tenant = ANY ($1) AND state = 0", crowd.tenants
+            )
+            rows = [str(row["attempt"]) for row in found]
+        except AWAY:
+            rows = ["unknown: Postgres is away"]
+            await asyncio.sleep(0.2)
         wrecks = orphans(world)
         if not rows and not wrecks:
             return []
         if time.monotonic() > deadline:
-            return [f"open after recovery: {r['attempt']}" for r in rows] + [f"not recovered: {w}" for w in wrecks]
+            return [f"open after recovery: {attempt}" for attempt in rows] + [
+                f"not recovered: {w}" for w in wrecks
+            ]
         await asyncio.sleep(0.1)
 
 
@@ -124,10 +138,21 @@ async def live(world: World, crowd: Crowd, until: Callable[[], bool]) -> list[st
     while not until():
         await asyncio.sleep(1.0)
         answer = await world.control("GET", f"/_bill?since={world.billed}&refused_since=999999999")
-        billed = {UUID(c["metadata"]["tollhouse-attempt"]): oracle.nanos(c["cost_usd"]) for c in answer["calls"]}
-        async with world.db.acquire() as db, db.transaction(isolation="repeatable_read", readonly=True):
-            accounts = await db.fetch(oracle._ACCOUNTS, crowd.budgets)
-            rows = await db.fetch("SELECT attempt, holds FROM attempts WHERE tenant = ANY ($1)", crowd.tenants)
+        billed = {
+            UUID(c["metadata"]["tollhouse-attempt"]): oracle.nanos(c["cost_usd"]) for c in answer["calls"]
+        }
+        try:
+            async with (
+                asyncio.timeout(5),
+                world.db.acquire() as db,
+                db.transaction(isolation="repeatable_read", readonly=True),
+            ):
+                accounts = await db.fetch(oracle._ACCOUNTS, crowd.budgets)
+                rows = await db.fetch(
+                    "SELECT attempt, holds FROM attempts WHERE tenant = ANY ($1)", crowd.tenants
+                )
+        except AWAY:
+            continue
         holds = {r["attempt"]: r["holds"] for r in rows}
         wrong += [f"missing row: {attempt} while calls ran" for attempt in billed if attempt not in holds]
         for a in accounts:
@@ -168,17 +193,20 @@ async def tree_kills(world: World, crowd: Crowd, rng: random.Random, turn: Round
         await world.tree.start()
 
 
-def at_point(point: str) -> Storm:
+def at_points(*points: str) -> Storm:
     """Workers that stop themselves at a named place; they are looked into and killed there."""
 
     async def storm(world: World, crowd: Crowd, rng: random.Random, turn: Round) -> None:
         start = world.tree.log.stat().st_size
-        await world.tree.kill()
-        world.tree.launch(TOLLHOUSE_FAIL_POINT=f"{point}:{rng.randint(1, 12)}:stop")
-        await _kill_stopped(world, turn)
+        for point in points:
+            await world.tree.kill()
+            world.tree.launch(TOLLHOUSE_FAIL_POINT=f"{point}:{rng.randint(1, 12)}:stop")
+            await _kill_stopped(world, turn)
         await world.tree.kill()
         await world.tree.start()
         turn.evidence.reached = _reached(world, start)
+        for _, point in turn.evidence.reached:
+            turn.counts[f"died at {point}"] += 1
 
     return storm
 
@@ -210,7 +238,7 @@ def in_recovery(point: str) -> Storm:
             await world.tree.kill()
             world.tree.launch(TOLLHOUSE_FAIL_POINT=f"{point}:1:stop")
             for _ in range(1500):
-                if any(stat_of(pid)[0] == "T" for pid in children_of(world.tree.process.pid)):
+                if any(stat_of(pid)[0] == "T" for pid in world.tree.children()):
                     break
                 await asyncio.sleep(0.01)
             else:

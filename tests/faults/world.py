@@ -88,6 +88,8 @@ def migrate(root: Path, postgres: Postgres) -> None:
                    stdout=subprocess.DEVNULL)  # fmt: skip
 
 
+#: what the harness's own connection raises while Postgres is away
+AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 SETTINGS = {
     "TOLLHOUSE_WORKERS": "2",
     "TOLLHOUSE_POLICIES_DIR": str(POLICIES),
@@ -103,9 +105,7 @@ async def world(root: Path = REPOSITORY, **settings: str) -> AsyncIterator[World
     base = directory()
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, base, ignore_errors=True)
-        postgres = stack.enter_context(
-            Postgres.start(base / "postgres", bootstrap=BOOTSTRAP, throwaway=True)
-        )
+        postgres = stack.enter_context(Postgres.start(base / "postgres", bootstrap=BOOTSTRAP, throwaway=True))
         valkey = stack.enter_context(Valkey.start(base / "valkey"))
         simulator = launch.start(first_byte_ms=4, tokens_per_second=3000, tokens_per_event=4)
         stack.callback(simulator.stop)

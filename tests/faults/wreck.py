@@ -7,7 +7,6 @@ two of payload length (big endian), the payload, four of CRC-32 over all that.
 from __future__ import annotations
 
 import json
-import os
 import struct
 import zlib
 from dataclasses import dataclass
@@ -64,7 +63,7 @@ def files_of(pid: int) -> list[Path]:
     try:
         for link in Path(f"/proc/{pid}/fd").iterdir():
             try:
-                target = os.readlink(link)
+                target = str(link.readlink())
             except OSError:
                 continue
             if target.endswith(".flight"):

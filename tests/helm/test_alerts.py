@@ -104,6 +104,15 @@ CASES = [
     Case("TollhouseDirectoryStale", "it did so an hour ago", {'tollhouse_refusals_total{reason="directory_stale", instance="a"}': "7x60"}, "50m"),
     Case("TollhousePartitionsShort", "nobody makes them", {'tollhouse_partition_days_ahead{instance="worker"}': "44x100", 'tollhouse_partition_days_ahead{instance="proxy"}': "0x100"},
          "90m", [({}, "The ledger has partitions for 44 days only")]),
+    Case("TollhouseTargetLeftAlone", "one replica has left it alone for long",
+         {'tollhouse_target_state{target="us-west-2", instance="a"}': "2x30", 'tollhouse_target_state{target="us-west-2", instance="b"}': "0x30",
+          'tollhouse_target_state{target="us-east-2", instance="a"}': "1x30"},
+         "25m", [({"target": "us-west-2"}, "us-west-2 has failed so often that it is left alone")]),
+    Case("TollhouseTargetLeftAlone", "for five minutes", {'tollhouse_target_state{target="us-west-2"}': "0x5 2x5 0x40"}, "25m"),
+    Case("TollhousePoliciesNotInForce", "an error in a changed file",
+         {'tollhouse_policy_problems{instance="a"}': "0 2x20", 'tollhouse_policy_problems{instance="b"}': "0x20"},
+         "10m", [({}, "Changed policy files have 2 errors and are not in force")]),
+    Case("TollhousePoliciesNotInForce", "mended", {"tollhouse_policy_problems": "0 2 2 0x20"}, "10m"),
     Case("TollhousePartitionsShort", "months ahead", {"tollhouse_partition_days_ahead": "100x100"}, "90m"),
 ]  # fmt: skip
 

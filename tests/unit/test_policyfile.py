@@ -325,7 +325,7 @@ class TestReload:
         (folder / "plans" / "default.yaml").unlink()
         assert [str(problem) for problem in policyfile.check(folder)] == [
             "models/sub:1:1: this is no file",
-            "plan:1:1: policies are in the folders models, prices, plans, routes and nowhere else",
+            "plan:1:1: policies are in the folders models, prices, plans, routes, rules and nowhere else",
             "plans:1:1: there are no plans in this folder",
             "prices/notes.yaml~:1:1: policy files end in .yaml",
         ]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, Protocol, TypeVar
+from uuid import UUID
 
 import msgspec
 from litestar import Response
@@ -43,12 +44,29 @@ class Policies(Protocol):
     @property
     def models(self) -> Any: ...
 
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def prices(self) -> Any: ...
+
+    @property
+    def rules(self) -> Any: ...
+
     def plan(self, name: str) -> Plan:
         """Raises `ConfigurationError` when there is no such plan."""
         ...
 
     def check_overrides(self, given: Any) -> None:
         """Raises `ConfigurationError` saying all that is wrong."""
+        ...
+
+
+class Answers(Protocol):
+    """Cached answers (see `proxy.ports`)."""
+
+    async def purge(self, tenant: UUID) -> int:
+        """Delete everything cached for a tenant; returns how many. Raises `Unavailable`."""
         ...
 
 
@@ -60,6 +78,9 @@ class Office:
     keyring: Keyring
     policies: Callable[[], Policies]
     clock: Callable[[], float]
+    cache: Callable[[], Answers]
+    #: errors of changed policy files that are not in force
+    policy_problems: Callable[[], Sequence[object]] = tuple
     #: webhooks may be there though it is not public (`domain.delivery.Network`, which is a union that the
     #: framework cannot inspect)
     networks: tuple[Any, ...] = ()

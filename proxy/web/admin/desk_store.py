@@ -8,7 +8,15 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from proxy.domain.alerting import Condition
-from proxy.domain.control import AlertRecord, CallFilter, DeliveryRecord, WebhookRecord
+from proxy.domain.control import (
+    AlertRecord,
+    CallFilter,
+    Correction,
+    DeliveryRecord,
+    PaidRecord,
+    TenantRecord,
+    WebhookRecord,
+)
 from proxy.domain.reporting import Draft, Issued
 
 
@@ -75,4 +83,30 @@ class DeskSession(Protocol):
         self, *, tenant: UUID | None, kind: str | None, before: UUID | None, limit: int
     ) -> list[AlertRecord]:
         """Newest first."""
+        ...
+
+    # -- Corrections ----------------------------------------------------------------------
+
+    async def paid(
+        self, where: CallFilter, *, target: str | None, after: UUID | None, limit: int
+    ) -> list[PaidRecord]:
+        """Attempts by id, from the first after `after` on."""
+        ...
+
+    async def paid_one(self, attempt: UUID, tenant: UUID | None) -> tuple[PaidRecord, str] | None:
+        """One attempt and the name of its state, when it is `tenant`'s (or anybody's, for None)."""
+        ...
+
+    async def correct(self, entries: Sequence[Correction]) -> list[int]:
+        """Answers of the bank: 0 written, 1 the same evidence is there already, 3 unknown, 4 refused."""
+        ...
+
+    async def lock_accounts(self, budgets: Sequence[UUID]) -> None:
+        """Take the running accounts of several budgets in the bank's own order."""
+        ...
+
+    async def erase_tenant(self, tenant: TenantRecord) -> None:
+        """Remove what tells who it was, in the transaction that deletes it: names, secrets, tags, alerts.
+        Its calls and their money stay, under its slug.
+        """
         ...

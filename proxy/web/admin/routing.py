@@ -5,7 +5,7 @@ it is given is asked for its parts on the first request.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -23,18 +23,21 @@ from proxy.web.admin.access import AdminAuthenticator, Gate, Principal
 from proxy.web.admin.admins import AdminController, AdminDesk, PostgresAdmins
 from proxy.web.admin.budgets import BudgetController, BudgetDesk
 from proxy.web.admin.calls import CallController, CallDesk, RecordController
-from proxy.web.admin.core import Office, Policies
+from proxy.web.admin.core import Answers, Office, Policies
+from proxy.web.admin.corrections import CorrectionController, CorrectionDesk
 from proxy.web.admin.idempotency import KeepAnswers, claim
 from proxy.web.admin.keys import KeyController, KeyDesk
 from proxy.web.admin.limits import LimitController, LimitDesk
 from proxy.web.admin.me import Freshness, KeyDeps, MeController, MyDesk, key_gate
 from proxy.web.admin.openapi import document
+from proxy.web.admin.policies import PolicyController, PolicyDesk
 from proxy.web.admin.problems import not_found
 from proxy.web.admin.reports import ReportController, ReportDesk
 from proxy.web.admin.request import BODY_BYTES_MAX, StrictRequest
 from proxy.web.admin.statements import StatementController, StatementDesk
 from proxy.web.admin.store import Store
 from proxy.web.admin.tenants import TenantController, TenantDesk
+from proxy.web.admin.transfers import TransferController, TransferDesk
 from proxy.web.admin.webhooks import AlertController, WebhookController, WebhookDesk
 from proxy.web.auth import KeyAuthenticator
 
@@ -64,6 +67,11 @@ class AdminSettings(Protocol):
     def webhook_networks(self) -> str: ...
 
 
+class Watched(Protocol):
+    @property
+    def problems(self) -> Sequence[object]: ...
+
+
 class AdminDeps(Protocol):
     """What the composition root has once it has started."""
 
@@ -73,6 +81,10 @@ class AdminDeps(Protocol):
     def keyring(self) -> Keyring: ...
     @property
     def policies(self) -> Policies: ...
+    @property
+    def policy_files(self) -> Watched: ...
+    @property
+    def cache(self) -> Answers: ...
     @property
     def directory(self) -> Freshness: ...
     @property
@@ -96,6 +108,8 @@ class _Building:
             keyring=deps.keyring,
             policies=lambda: deps.policies,
             clock=self._clock,
+            cache=lambda: deps.cache,
+            policy_problems=lambda: deps.policy_files.problems,
             networks=allowed_networks(deps.settings.webhook_networks),
         )
 
@@ -139,13 +153,17 @@ def _admin_router(building: _Building | None) -> Router:
         "desk_of_reports": ReportDesk,
         "desk_of_statements": StatementDesk,
         "desk_of_webhooks": WebhookDesk,
+        "desk_of_policies": PolicyDesk,
+        "desk_of_transfers": TransferDesk,
+        "desk_of_corrections": CorrectionDesk,
         "desk_of_admins": AdminDesk,
     }
     return Router(
         path=PREFIX,
         route_handlers=[
             TenantController, KeyController, LimitController, BudgetController, CallController,
-            RecordController, ReportController, StatementController, WebhookController, AlertController,
+            RecordController, ReportController, StatementController, WebhookController, AlertController, PolicyController,
+            TransferController, CorrectionController,
             AdminController, openapi, nowhere,
         ],
         dependencies={name: _desk(building, desk) for name, desk in desks.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any, cast
 from zoneinfo import available_timezones
@@ -10,6 +11,7 @@ from litestar import Controller, Response, delete, get, patch, post
 
 from proxy.clock import uuid7
 from proxy.domain.control import ProjectRecord, ScopeRef, TenantRecord
+from proxy.errors import Unavailable
 from proxy.web.admin import paging
 from proxy.web.admin.access import Principal, of_own_tenant
 from proxy.web.admin.core import (
@@ -28,7 +30,8 @@ from proxy.web.admin.core import (
 from proxy.web.admin.problems import invalid
 from proxy.web.admin.store import Session
 from proxy.web.admin.templates import materialise
-from proxy.web.schemas import ProjectIn, ProjectOut, TenantIn, TenantOut, TenantPatch
+from proxy.web.desk_schemas import PurgedOut
+from proxy.web.schemas import NothingIn, ProjectIn, ProjectOut, TenantIn, TenantOut, TenantPatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +86,26 @@ class TenantDesk:
         return out, after.version
 
     async def delete(self, who: Principal, slug: str, version: int | None) -> None:
-        """A tombstone: its keys are worth nothing at once, its ledger and its slug stay."""
+        """A tombstone: its keys are worth nothing at once; names, secrets and tags are removed, its slug
+        and its money stay. The trail keeps only that it was deleted, and by whom.
+        """
         who.need_all_tenants()
         async with self.office.store.writing() as db:
             before = await db.get_tenant(slug, lock=True)
+            await db.erase_tenant(before)
             await db.update_tenant(before, {"status": "deleted"}, version=version)
-            await record(db, who, "tenant.delete", f"tenant:{slug}", before=tenant_out(before))
+            await record(db, who, "tenant.delete", f"tenant:{slug}")
+        with contextlib.suppress(Unavailable):  # what is cached for a tenant without keys only ages
+            await self.office.cache().purge(before.id)
+
+    async def purge(self, who: Principal, slug: str) -> PurgedOut:
+        """Forget every cached answer of a tenant. Raises `Unavailable` when the cache does not answer."""
+        async with self.office.store.reading() as db:
+            tenant = await own_tenant(db, who, slug)
+        deleted = await self.office.cache().purge(tenant.id)
+        async with self.office.store.writing() as db:
+            await record(db, who, "cache.purge", f"tenant:{slug}", after=PurgedOut(deleted=deleted))
+        return PurgedOut(deleted=deleted)
 
     async def create_project(self, who: Principal, slug: str, body: ProjectIn) -> tuple[ProjectOut, int]:
         async with self.office.store.writing() as db:
@@ -205,11 +222,23 @@ class TenantController(Controller):
     ) -> Response[TenantOut]:
         return shown(*await desk_of_tenants.change(who, tenant, data, expected(if_match)))
 
-    @delete("/{tenant:str}", summary="Delete a tenant; its ledger stays")
+    @delete(
+        "/{tenant:str}", summary="Delete a tenant and what tells who it was; its money stays in the ledger"
+    )
     async def remove(
         self, desk_of_tenants: TenantDesk, who: Principal, tenant: str, if_match: IfMatch = None
     ) -> None:
         await desk_of_tenants.delete(who, tenant, expected(if_match))
+
+    @post("/{tenant:str}/cache/purge", status_code=200, summary="Forget every cached answer of a tenant")
+    async def purge(
+        self,
+        desk_of_tenants: TenantDesk,
+        who: Principal,
+        tenant: str,
+        data: NothingIn,  # noqa: ARG002 (it refuses fields)
+    ) -> PurgedOut:
+        return await desk_of_tenants.purge(who, tenant)
 
     @post("/{tenant:str}/projects", summary="Make a project")
     async def create_project(

@@ -19,6 +19,7 @@ from proxy.bedrock.inbound import InboundSignatures
 from proxy.directory import Directory
 from proxy.domain.catalogue import Model
 from proxy.domain.policy import Limit, Policy
+from proxy.domain.pricing import PriceBook
 from proxy.errors import ConfigurationError
 from proxy.keys import Keyring
 from proxy.policyfile import BudgetTemplate, LimitTemplate, Plan, overrides
@@ -68,6 +69,10 @@ class Policies:
         }
     )
 
+    version = "1"
+    prices = PriceBook(())
+    rules = ()
+
     def plan(self, name: str) -> Plan:
         if name not in self.plans:
             raise ConfigurationError(f"there is no plan {name!r} in plans/")
@@ -88,6 +93,17 @@ class Policies:
         own = self.plan(plan).limits_for(*scopes) if scopes is not None else ()
         every = (*own, *limits)
         return overrides.effective(self.plan(plan), tenant_overrides, key_overrides, every, self.models)
+
+
+class Cache:
+    """Counts purges of a cache with two answers."""
+
+    def __init__(self) -> None:
+        self.purged: list[UUID] = []
+
+    async def purge(self, tenant: UUID) -> int:
+        self.purged.append(tenant)
+        return 2
 
 
 class Admin:
@@ -178,6 +194,8 @@ async def deps(engine: AsyncEngine) -> AsyncIterator[Any]:
         control=PostgresControl(engine),
         keyring=keyring,
         policies=policies,
+        cache=Cache(),
+        policy_files=SimpleNamespace(problems=()),
         directory=directory,
         authenticator=KeyAuthenticator(directory, InboundSignatures(time.time)),
         settings=SimpleNamespace(admin_key=ADMIN_KEY, webhook_networks=""),

@@ -1,0 +1,89 @@
+"""What is played, in which form: `ci` within minutes, `full` for the record, `soak` for as long as asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.faults.load import Mix
+from tests.faults.matrix import postgres, redis
+from tests.faults.rounds import (
+    CALL_POINTS,
+    RECOVERY_POINTS,
+    Round,
+    Storm,
+    at_points,
+    blind_kills,
+    failing,
+    in_recovery,
+    random_kills,
+    tree_kills,
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One round to play. `turn` makes a fresh one each time."""
+
+    name: str
+    storm: Storm
+    turn: Callable[[], Round]
+    mix: Mix | None = None
+
+
+def job(
+    name: str, storm: Storm, *, kills: int, calls: int = 200, callers: int = 10, longest: float = 240.0,
+    mix: Mix | None = None,
+) -> Job:  # fmt: skip
+    return Job(name, storm, lambda: Round(name, kills, callers, calls, longest=longest), mix)
+
+
+def groups(points: tuple[str, ...], size: int) -> list[tuple[str, ...]]:
+    return [points[start : start + size] for start in range(0, len(points), size)]
+
+
+def ci() -> list[Job]:
+    """A few kills at every place."""
+    jobs = [job("kills at random", random_kills, kills=30, calls=600)]
+    for number, points in enumerate(groups(CALL_POINTS, 4)):
+        jobs.append(job(f"fail points {number + 1}", at_points(*points), kills=3))
+    jobs += [
+        job("kills unseen", blind_kills, kills=6),
+        job("whole server", tree_kills, kills=2),
+        *(job(point, in_recovery(point), kills=1) for point in RECOVERY_POINTS[:2]),
+        job("Redis killed", redis.killed, kills=2),
+        job("Postgres restarted", postgres.restarted, kills=2),
+    ]
+    return jobs
+
+
+def full(scale: float = 1.0) -> list[Job]:
+    """The whole matrix. `scale` multiplies kills and calls."""
+
+    def times(number: int) -> int:
+        return max(1, round(number * scale))
+
+    jobs = [
+        job(f"kills at random {n + 1}", random_kills, kills=times(60), calls=times(3000)) for n in range(5)
+    ]
+    for number, points in enumerate(groups(CALL_POINTS, 4)):
+        jobs.append(job(f"fail points {number + 1}", at_points(*points), kills=times(25), longest=900.0))
+    jobs += [
+        job("kills unseen", blind_kills, kills=times(80), calls=times(2000)),
+        job("whole server", tree_kills, kills=times(20)),
+        *(job(point, in_recovery(point), kills=times(5)) for point in RECOVERY_POINTS),
+        *(job(f"{p} fails", failing(p), kills=0, calls=times(600)) for p in CALL_POINTS),
+        job("Redis killed", redis.killed, kills=times(30)),
+        job("Redis frozen", redis.frozen, kills=times(8)),
+        job("Redis emptied", redis.emptied, kills=times(20)),
+        job("Postgres restarted", postgres.restarted, kills=times(20)),
+        job("Postgres sessions ended", postgres.backends, kills=times(40)),
+        job("Postgres frozen", postgres.frozen, kills=times(6)),
+        job("Postgres gone", postgres.gone, kills=times(30)),
+        job("answers of Postgres lost", postgres.lost_answers, kills=times(60)),
+        job("Postgres slow", postgres.slow, kills=times(8)),
+    ]
+    return jobs
+
+
+FORMS: dict[str, Callable[[], list[Job]]] = {"ci": ci, "full": full}
