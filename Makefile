@@ -12,7 +12,7 @@ READY   := $(VENV)/.ready-$(shell pwd | cksum | cut -d ' ' -f 1)
 COMPILE := $(BIN)/uv pip compile --quiet pyproject.toml --universal --generate-hashes --no-header --no-emit-index-url
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run clean-run test test-clients test-unit check format lock clean bench bench-quick bench-smoke bench-growth
+.PHONY: help tools setup run clean-run test test-clients test-unit check format lock clean bench bench-quick bench-smoke bench-growth
 
 ##@ Use
 
@@ -55,6 +55,16 @@ check: $(READY) ## Format, lint, types, unit tests, policy files
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit
 	$(BIN)/tollhouse policies check
+	$(BIN)/python helm/schema.py --check
+	$(BIN)/python helm/dashboards.py --check
+
+tools: ## Debian packages that some tests use, where this may install them; without them those tests say NOT CHECKED
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		missing=; for tool in spin:spin gcc:gcc promtool:prometheus nginx:nginx wrk:wrk faketime:faketime; do \
+			command -v "$${tool%%:*}" >/dev/null || missing="$$missing $${tool##*:}"; done; \
+		if [ -n "$$missing" ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+			apt-get install -y -qq --no-install-recommends $$missing >/dev/null || echo "not installed:$$missing" >&2; fi; \
+	else echo "not root or not Debian: left as it is" >&2; fi
 
 format: $(READY) ## Format and mend what ruff can mend
 	$(BIN)/ruff format .

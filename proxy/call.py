@@ -38,6 +38,8 @@ class Leg:
     price_label: int
     #: builds the request for an attempt id, which it carries as signed request metadata
     request: Callable[[UUID], UpstreamRequest]
+    #: output limit of one choice, tokens
+    limit: int = 0
     #: adds to usage what an answer does not tell, given when it was sent; None where it tells all
     completed: Callable[[Usage, float], Usage] | None = None
 

@@ -16,12 +16,12 @@ from uuid import UUID
 from proxy.breaker import Breakers
 from proxy.call import Leg, Question
 from proxy.domain.catalogue import Model, Route, Target
+from proxy.domain.evidence import ATTEMPT_TAG, CALL_TAG, TERMS_TAG, spell, terms_of
 from proxy.domain.ledger import Operation
 from proxy.domain.policy import Policy
 from proxy.domain.pricing import Priced
 from proxy.domain.request import Bound
 from proxy.domain.routing import Standing, by_policy, tried
-from proxy.domain.terms import ATTEMPT_TAG, CALL_TAG, TERMS_TAG, spell, terms_of
 from proxy.errors import BankAway, Forbidden, Invalid, UpstreamUnavailable
 from proxy.ports import MODEL, PRICE, TARGET, Dialect, Labels, Spoken, UpstreamRequest
 
@@ -116,6 +116,7 @@ class Offer:
             target=target,
             priced=priced,
             ceiling=self.ceiling(target, limit),
+            limit=self.limit if limit is None else min(limit, self.limit),
             model_label=known(MODEL, target.model) or 0,
             target_label=known(TARGET, target.label) or 0,
             price_label=known(PRICE, priced.version(now)) or 0,

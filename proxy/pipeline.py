@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 from uuid import UUID
@@ -39,6 +39,7 @@ from proxy.errors import (
     Unavailable,
 )
 from proxy.exchange import Exchange
+from proxy.keys import redacted
 from proxy.offer import Book, Menu, Offer, Sender, output_limit
 from proxy.ports import PRICE, TAGS, Labels, Sink, Spoken
 from proxy.ruling import Asked, Ruler
@@ -233,7 +234,7 @@ class Pipeline:
         spoken = self.wires.speak(request.endpoint.operation, route, *said, request.headers)
         dialect = spoken.dialect
         bound = dialect.bound(spoken.body, spoken.raw, route.model, spoken.headers)
-        _arns_allowed(caller, bound)
+        _arns_allowed(caller, bound.arns)
         limit, raw = output_limit(caller.policy, route.model, spoken, bound)
         return Offer(
             call=request.id, operation=spoken.operation, route=route, book=book, dialect=dialect, bound=bound,
@@ -334,14 +335,15 @@ def _allowed(caller: Caller, route: Route) -> None:
             f"is not allowed for this key.",
             reason="model_not_allowed",
         )
+    _arns_allowed(caller, [route.name] if route.opaque else ())
 
 
 def _streams(endpoint: Endpoint, bound: Bound) -> bool:
     return bound.stream if endpoint.stream is None else endpoint.stream
 
 
-def _arns_allowed(caller: Caller, bound: Bound) -> None:
-    for arn in bound.arns:
+def _arns_allowed(caller: Caller, arns: Iterable[str]) -> None:
+    for arn in arns:
         if not caller.policy.allows_arn(arn):
             raise Forbidden(f"{arn} is not on this tenant's allow-list", reason="arn_not_allowed")
 
@@ -367,7 +369,7 @@ def _fingerprint(
 
 def _tags(bound: Bound) -> str:
     pairs = (f"{name}={value}" for name, value in sorted(bound.metadata))
-    return "&".join(pairs)[:4096]
+    return redacted("&".join(pairs))[:4096]
 
 
 def _limited(decision: Decision) -> RateLimited:

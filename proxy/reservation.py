@@ -57,6 +57,8 @@ class Reservation:
             if _is_held(admission):
                 if waited is not None:  # there may be room for the next one, too
                     self.kit.queue.freed((waited,))
+                if self.call.legs is not self._full:
+                    self._say_clamped(leg)
                 return leg, attempt.attempt
             self._forget(attempt, admission)
             if admission.verdict is Verdict.DENIED and admission.budget is not None:
@@ -210,6 +212,10 @@ class Reservation:
             return False
         self.call.legs = legs
         return True
+
+    def _say_clamped(self, leg: Leg) -> None:
+        telemetry.CLAMPED.labels(leg.target.model).inc()
+        self.call.headers.append((b"x-tollhouse-clamped", b"%d" % leg.limit))
 
     def _least(self, admission: Admission, leg: Leg) -> int:
         """The smallest ceiling this call could have on the denying budget. While its input still waits to

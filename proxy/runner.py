@@ -140,7 +140,9 @@ def _servers(
     if not settings.bedrock_endpoint_url and settings.upstream == "simulator":
         simulator = start_simulator()
         stack.callback(simulator.stop)
-        settings = replace(settings, bedrock_endpoint_url=simulator.url)
+        settings = replace(
+            settings, bedrock_endpoint_url=simulator.url, bedrock_control_endpoint_url=simulator.url
+        )
     if (
         settings.upstream == "aws"
         and not settings.bedrock_endpoint_url

@@ -67,3 +67,9 @@ class Route:
     policy: RoutePolicy = "order"
     #: base models to fall back to on error, in order
     fallbacks: tuple[str, ...] = field(default=())
+
+    @property
+    def opaque(self) -> bool:
+        """It is the ARN of something an account owns, which does not say what it runs."""
+        public = (":foundation-model/", ":inference-profile/")
+        return self.name.startswith("arn:") and not any(kind in self.name for kind in public)

@@ -54,9 +54,19 @@ class ControlPlane:
             case "provisioned-model-throughput", True:
                 seen.operation = "GetProvisionedModelThroughput"
                 return self._throughput(self._entry("provisioned-model", name))
+            case "imported-models", False:
+                seen.operation = "ListImportedModels"
+                return {"modelSummaries": [self._imported(arn) for arn in self._arns("imported-model")]}
             case "imported-models", True:
                 seen.operation = "GetImportedModel"
                 return self._imported(self._entry("imported-model", name))
+            case "model-customization", True if name == "custom-model-deployments":
+                seen.operation = "ListCustomModelDeployments"
+                arns = self._arns("custom-model-deployment")
+                return {"modelDeploymentSummaries": [self._deployment(arn) for arn in arns]}
+            case "prompt-routers", False:
+                seen.operation = "ListPromptRouters"
+                return {"promptRouterSummaries": []}
             case "model-customization" | "custom-model-deployments", True:
                 seen.operation = "GetCustomModelDeployment"
                 return self._deployment(
@@ -214,6 +224,7 @@ class ControlPlane:
         return {
             "customModelDeploymentArn": arn,
             "modelDeploymentName": arn.rpartition("/")[2],
+            "customModelDeploymentName": arn.rpartition("/")[2],
             "modelArn": self._model_arn(base_of(str(entry["model"]))),
             "createdAt": _CREATED,
             "status": "Active",

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from typing import Protocol
 from uuid import UUID
 
 from proxy import telemetry
 from proxy.domain.tenant import Caller
-from proxy.errors import BankAway, Refusal
+from proxy.errors import BankAway, Invalid, Refusal, UnknownModel, UpstreamAnswer, UpstreamUnavailable
+from proxy.keys import redacted
 
 log = logging.getLogger("tollhouse.rollups")
 
 FLUSH_SECONDS = 2.0
 #: distinct (tenant, key, reason, model) kept between two flushes; more share one without model
 _MOST = 10_000
+#: what a message repeats of a request stands in quotes
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 
 Key = tuple[UUID, UUID, str, str | None]
 
@@ -44,7 +48,7 @@ class RefusalCounter:
         key = (caller.tenant, caller.key, refusal.reason, model)
         if key not in self._counts and len(self._counts) >= _MOST:
             key = (caller.tenant, caller.key, refusal.reason, None)
-        self._counts[key] = (self._counts.get(key, (0, ""))[0] + 1, str(refusal)[:500])
+        self._counts[key] = (self._counts.get(key, (0, ""))[0] + 1, kept_message(refusal))
 
     def label(self, caller: Caller | None) -> str:
         """The tenant's metric label: its slug for the first so many, `other` for the rest."""
@@ -75,3 +79,17 @@ class RefusalCounter:
                 await self.flush()
             except Exception:
                 log.exception("refusals not written")
+
+
+def kept_message(refusal: Refusal) -> str:
+    """The sentence without what the client or Bedrock said: the ledger holds no prompts and no keys.
+    The name of a model that does not exist stays, it is what an administrator looks for.
+    """
+    text = str(refusal)
+    if isinstance(refusal, UpstreamAnswer):
+        text = f"Bedrock answered {refusal.status} {refusal.kind}"
+    elif isinstance(refusal, UpstreamUnavailable):
+        text = text.partition(": ")[0]
+    elif isinstance(refusal, Invalid) and not isinstance(refusal, UnknownModel):
+        text = _QUOTED.sub("'...'", text)
+    return redacted(text)[:500]

@@ -125,7 +125,7 @@ def test_a_body_of_one_byte_too_many(stack: Proxy, simulator: Any, key: Key) -> 
 
 
 @pytest.mark.parametrize(
-    "path", ["/nowhere", "/model/x", f"//model/{LLAMA}/invoke", f"/model/{LLAMA}/invoke/"
+    "path", ["/nowhere", "/model/x", f"//model/{LLAMA}/invoke", f"/model/{LLAMA}/invoke/"]
 )
 def test_an_unknown_path(stack: Proxy, simulator: Any, key: Key, path: str) -> None:
     refused(stack, simulator, key, path, GOOD, 404, "UnknownOperationException")

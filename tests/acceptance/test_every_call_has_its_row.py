@@ -103,7 +103,7 @@ def _fresh(item: dict[str, Any]) -> bool:
     """Admitted after the restart: within the last second."""
     from datetime import UTC, datetime
 
-    admitted = datetime.fromisoformat(item["admitted_at"].replace("Z", "+00:00"))
+    admitted = datetime.fromisoformat(item["admitted_at"])
     return (datetime.now(UTC) - admitted).total_seconds() < 3
 
 

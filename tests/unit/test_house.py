@@ -28,6 +28,7 @@ CORE = {
     "answer",
     "breaker",
     "call",
+    "counting",
     "advice",
     "hits",
     "directory",
