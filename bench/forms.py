@@ -39,6 +39,8 @@ SMOKE = Form(
     name="smoke", alternations=2, levels=(16,), closed_s=2, warm_s=1, open_rate=50, open_s=1,
     streams=(20,), rounds=1, calls=0, calls_s=0, special_s=1, others=False, specials=False,
 )  # fmt: skip
+#: of a contestant that takes milliseconds a call
+SLOW_ALTERNATIONS = 2
 #: the streams of the 50-event figure come so fast that all of them are busy; the others at speaking pace
 STREAM_EVENTS = 50
 GAP_MS = {20: 10.0, 100: 10.0}

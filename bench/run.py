@@ -86,7 +86,7 @@ def closed_loops(session: Session) -> None:
         measure.closed(place, contestant, 16, form.warm_s)
     for turn in range(form.alternations):
         for level in form.levels:
-            for contestant in _rotated(session.entrants, turn):
+            for contestant in _turn(session.entrants, turn):
                 session.note(f"c{level}", contestant, measure.closed(place, contestant, level, form.closed_s))
 
 
@@ -108,7 +108,7 @@ def at_fixed_rate(session: Session) -> None:
     session.place.upstream.paced(delay_ms=50)
     able = _able(session, stream=False)
     for turn in range(form.alternations):
-        for contestant in _rotated(able, turn):
+        for contestant in _turn(able, turn):
             figures = measure.open_loop(session.place, contestant, rate=form.open_rate, seconds=form.open_s)
             session.note("open", contestant, figures)
 
@@ -120,9 +120,9 @@ def streaming(session: Session) -> None:
         session.place.upstream.paced(events=forms.STREAM_EVENTS, gap_ms=gap)
         able = _able(session, stream=True)
         for turn in range(form.alternations):
-            for contestant in _rotated(able, turn):
+            for contestant in _turn(able, turn):
                 figures = measure.streams(
-                    session.place, contestant, count=count, rounds=form.rounds, events=forms.STREAM_EVENTS,
+                    session.place, contestant, count=count, rounds=form.rounds if contestant.fast else 1, events=forms.STREAM_EVENTS,
                     spread=gap * forms.STREAM_EVENTS / 1000,
                 )  # fmt: skip
                 session.note(f"streams{count}", contestant, figures)
@@ -187,10 +187,12 @@ def _able(session: Session, *, stream: bool) -> list[Contestant]:
     return able
 
 
-def _rotated(entrants: list[Contestant], turn: int) -> list[Contestant]:
-    """Another one begins each time, so that nobody always follows the same neighbour."""
+def _turn(entrants: list[Contestant], turn: int) -> list[Contestant]:
+    """Another one begins each time, so that nobody always follows the same neighbour. Who takes milliseconds
+    a call takes part in the first alternations only.
+    """
     at = turn % len(entrants)
-    return entrants[at:] + entrants[:at]
+    return [c for c in entrants[at:] + entrants[:at] if c.fast or turn < forms.SLOW_ALTERNATIONS]
 
 
 def _stop_all(entrants: list[Contestant]) -> None:

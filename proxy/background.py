@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from proxy import telemetry
 from proxy.domain.delivery import allowed_networks
-from proxy.errors import BankAway, ConfigurationError
+from proxy.errors import BankAway
 from proxy.keys import Keyring, parse_master_key
 from proxy.postgres.alerts import PostgresAlerts
 from proxy.postgres.bank import PostgresBank
@@ -126,14 +126,11 @@ def duties(settings: Settings, engine: AsyncEngine, bank: PostgresBank, keeper: 
 
 
 def desk_duties(settings: Settings, engine: AsyncEngine) -> list[Duty]:
-    """Reports and alerts. Raises `ConfigurationError`."""
+    """Reports and alerts."""
     store = PostgresAlerts(engine)
     watchman = Watchman(store)
     bookkeeper = Bookkeeper(PostgresUpkeep(engine), settings.ledger_keep_months)
-    try:
-        networks = allowed_networks(settings.webhook_networks)
-    except ValueError as error:
-        raise ConfigurationError(f"TOLLHOUSE_WEBHOOK_NETWORKS: {error}") from None
+    networks = allowed_networks(settings.webhook_networks)
     previous = settings.previous_master_key
     keyring = Keyring(
         parse_master_key(settings.master_key),

@@ -6,8 +6,9 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from proxy import __version__, settings
+from proxy import __version__, priceverbs, settings
 from proxy.errors import ConfigurationError
 
 Command = Callable[[argparse.Namespace], int]
@@ -43,11 +44,10 @@ def _parser() -> argparse.ArgumentParser:
     recover.add_argument("--accept", action="store_true", help="open admission on the server's timeline")
     _simulate_verb(verbs)
     _replay_verb(verbs)
-    _keys_verb(verbs)
     _tls_verb(verbs)
-    policies = verbs.add_parser("policies", help="work with policy files").add_subparsers(metavar="")
-    check = _verb(policies, "check", "report every error in the policy files", _policies_check)
-    check.add_argument("directory", nargs="?", type=Path, help="the policy folder (TOLLHOUSE_POLICIES_DIR)")
+    prices = priceverbs.add_verbs(verbs, _verb)
+    _verb(verbs, "rewrap", "seal signing secrets anew after the master key changed", _rewrap)
+    _desk_verbs(verbs, prices)
     return parser
 
 
@@ -79,21 +79,19 @@ def _replay_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("--model", action="append", default=[], help="model ids to use, in turn")
 
 
-def _keys_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    group = verbs.add_parser("keys", help="issue and revoke keys").add_subparsers(metavar="")
-    issue = _verb(group, "issue", "issue a key; its secrets are shown once", _keys_issue)
-    issue.add_argument("tenant")
-    issue.add_argument("name")
-    issue.add_argument("--project")
-    issue.add_argument("--expires-at", help="RFC 3339")
-    listing = _verb(group, "list", "list keys", _keys_list)
-    listing.add_argument("--tenant")
-    for act in ("rotate", "disable", "enable", "revoke"):
-        parser = _verb(group, act, f"{act} a key", _keys_act)
-        parser.set_defaults(act=act)
-        parser.add_argument("key")
-        if act == "rotate":
-            parser.add_argument("--grace-seconds", type=int, default=3600)
+def _desk_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser], prices: Any) -> None:
+    """Nouns of the admin REST, each with its verbs; `prices` is there already."""
+    from proxy.commands import policies, rest
+    from proxy.commands.verbs import NOUNS
+
+    nouns = {
+        noun: verbs.add_parser(noun, help=about, description=about).add_subparsers(metavar="")
+        for noun, about in NOUNS.items()
+    } | {"prices": prices}
+    rest.add_verbs(nouns)
+    policies.add_verbs(nouns["policies"])
+    validate = _verb(nouns["reports"], "validate", "check a FOCUS file", _validate)
+    validate.add_argument("file", type=Path)
 
 
 def _tls_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -202,31 +200,6 @@ def _replay(options: argparse.Namespace) -> int:
     )
 
 
-def _keys_issue(options: argparse.Namespace) -> int:
-    from proxy.adminclient import Access, show
-
-    body = {"tenant": options.tenant, "name": options.name}
-    if options.project:
-        body["project"] = options.project
-    if options.expires_at:
-        body["expires_at"] = options.expires_at
-    return show(Access.find().post("/admin/v1/keys", body))
-
-
-def _keys_list(options: argparse.Namespace) -> int:
-    from proxy.adminclient import Access, show
-
-    query = f"?tenant={options.tenant}" if options.tenant else ""
-    return show(Access.find().get(f"/admin/v1/keys{query}"))
-
-
-def _keys_act(options: argparse.Namespace) -> int:
-    from proxy.adminclient import Access, show
-
-    body = {"grace_seconds": options.grace_seconds} if options.act == "rotate" else {}
-    return show(Access.find().post(f"/admin/v1/keys/{options.key}/{options.act}", body))
-
-
 def _tls_init(options: argparse.Namespace) -> int:
     from proxy import tls
 
@@ -241,15 +214,16 @@ export NODE_EXTRA_CA_CERTS={files.ca.resolve()}""")
     return 0
 
 
-def _policies_check(options: argparse.Namespace) -> int:
-    from proxy import policyfile
+def _rewrap(options: argparse.Namespace) -> int:
+    from proxy.commands.keyring import run_rewrap
 
-    folder = options.directory or policyfile.directory(settings.load().policies_dir)
-    problems = policyfile.check(folder)
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    print(f"{folder}: {len(problems)} errors")
-    return 1 if problems else 0
+    return run_rewrap(options)
+
+
+def _validate(options: argparse.Namespace) -> int:
+    from proxy.commands.keyring import run_validate
+
+    return run_validate(options)
 
 
 def _required(value: str, name: str) -> str:

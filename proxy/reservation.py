@@ -63,6 +63,7 @@ class Reservation:
             self._forget(attempt, admission)
             if admission.verdict is Verdict.DENIED and admission.budget is not None:
                 if await self._count(admission, leg):
+                    deadline = time.monotonic() + self.kit.bounds.held_wait
                     continue
                 if self._ask_for_less(admission, leg):
                     continue

@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry, multiprocess, start_http_server
 from proxy import settings as settings_module
 from proxy.errors import ConfigurationError
 from proxy.settings import Settings
+from proxy.web.admin import check_settings
 
 #: header deadline, milliseconds
 HEADER_MS = 10_000
@@ -103,6 +104,7 @@ def check(settings: Settings) -> None:
             raise ConfigurationError(f"{path} is no file (`tollhouse tls init` makes both)")
     if missing:
         raise ConfigurationError(f"{', '.join(missing)} must be set (`tollhouse run` needs none of them)")
+    check_settings(settings)
 
 
 def _granian(settings: Settings) -> MPServer:

@@ -70,6 +70,13 @@ class Settings:
     )
     key_environment: str = _setting("live", "the <env> part of issued keys")
     admin_key: str = _setting("", "first admin's bearer key", secret=True)
+    oidc_issuer: str = _setting("", "issuer whose JWTs administrators may come with; empty for none")
+    oidc_audience: str = _setting("", "audience that those JWTs must name")
+    oidc_jwks_url: str = _setting("", "where the issuer's keys are; by its discovery document when empty")
+    oidc_groups_claim: str = _setting("groups", "claim that holds a person's groups")
+    oidc_roles: str = _setting(
+        "", "roles of groups: admin=platform; auditor=finance,controllers; tenant-admin:acme=team-acme"
+    )
     state_dir: str = _setting(
         ".run/state", "local folder of the flight recorders; must not be a network file system"
     )

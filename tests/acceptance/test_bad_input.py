@@ -68,7 +68,7 @@ def test_a_disabled_key_and_a_suspended_tenant_get_the_true_reason(
     stack.admin("POST", f"/keys/{key.id}/enable", {})
     stack.await_key(key)
     etag = stack.request("GET", f"/admin/v1/tenants/{key.tenant}")[1]["etag"]
-    stack.admin("PATCH", f"/tenants/{key.tenant}", {"status": "suspended"}, **{"If-Match": etag})
+    stack.admin("PATCH", f"/tenants/{key.tenant}", {"status": "suspended"}, headers={"If-Match": etag})
     _until_refused(stack, key)
     assert "suspended" in refused(stack, simulator, key, INVOKE, GOOD, 403, "AccessDeniedException")
 

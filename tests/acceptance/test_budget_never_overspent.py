@@ -219,7 +219,7 @@ def test_a_lowered_limit_holds_at_once_and_a_top_up_frees_at_once(stack: Proxy) 
     path = f"/model/{LLAMA}/converse"
     assert stack.request("POST", path, _converse(), key=key.bearer_token)[0] == 200
     etag = stack.request("GET", f"/admin/v1/budgets/{budget['id']}")[1]["etag"]
-    stack.admin("PATCH", f"/budgets/{budget['id']}", {"limit_usd": "0.000000001"}, **{"If-Match": etag})
+    stack.admin("PATCH", f"/budgets/{budget['id']}", {"limit_usd": "0.000000001"}, headers={"If-Match": etag})
     assert stack.request("POST", path, _converse(), key=key.bearer_token)[0] == 400
     stack.admin(
         "POST",

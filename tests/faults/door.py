@@ -49,6 +49,12 @@ class Door:
         port = self._server.sockets[0].getsockname()[1]
         return urlunsplit(parts._replace(netloc=f"{login}{at}127.0.0.1:{port}"))
 
+    def heal(self) -> None:
+        """Pass everything on, as it comes."""
+        self.delay = self.rate = 0.0
+        self.refuse = self.swallow = self.mute = False
+        self.cut_after = None
+
     def reset(self) -> None:
         """RST on every connection, both sides."""
         for writer in list(self._open):
@@ -58,9 +64,8 @@ class Door:
         if self._server is not None:
             self._server.close()
         self.reset()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=3.0)
 
     async def _enter(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

@@ -177,10 +177,8 @@ def _row(attempt: UUID, row: Any, found: Books, evidence: Evidence, verdict: Ver
     elif state == VOID and call is not None:
         verdict.wrong(f"overspent: attempt {attempt} is void and was billed {billed}")
     elif state == CEILING:
-        if row["ceiling"] < billed:
-            verdict.wrong(
-                f"overspent: attempt {attempt} was billed {billed} above its ceiling {row['ceiling']}"
-            )
+        if row["cost"] < billed:
+            verdict.wrong(f"overspent: attempt {attempt} was billed {billed} and is charged {row['cost']}")
         explained = attempt in evidence.sent or evidence.blind or evidence.lost
         if not explained and (call is None or call["completed"]):
             verdict.wrong(

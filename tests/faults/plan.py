@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.faults.load import Mix
-from tests.faults.matrix import postgres, redis
+from tests.faults.matrix import budgets, clients, lost, postgres, redis, upstream
 from tests.faults.rounds import (
     CALL_POINTS,
     RECOVERY_POINTS,
@@ -73,6 +73,17 @@ def full(scale: float = 1.0) -> list[Job]:
         job("whole server", tree_kills, kills=times(20)),
         *(job(point, in_recovery(point), kills=times(5)) for point in RECOVERY_POINTS),
         *(job(f"{p} fails", failing(p), kills=0, calls=times(600)) for p in CALL_POINTS),
+        job("exactly 100 of 500", budgets.exactly, kills=times(20), callers=1, calls=1),
+        job("limit lowered", budgets.lowered, kills=times(5), callers=2, calls=1),
+        job("period turns", budgets.rollover, kills=times(3), callers=2, calls=1),
+        job("price turns", budgets.price_change, kills=0, callers=0, calls=0),
+        job("clients leave", clients.leave, kills=times(2000), callers=2),
+        job("retry storm", clients.storm, kills=times(20), callers=2),
+        job("upstream in every class", upstream.classes, kills=0),
+        job("upstream cut", upstream.cut, kills=times(60)),
+        job("upstream unreachable", upstream.never_reached, kills=0),
+        job("machine lost", lost.machine, kills=times(3)),
+        job("zombies", lost.zombies, kills=times(3)),
         job("Redis killed", redis.killed, kills=times(30)),
         job("Redis frozen", redis.frozen, kills=times(8)),
         job("Redis emptied", redis.emptied, kills=times(20)),

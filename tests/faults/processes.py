@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -149,6 +150,12 @@ class Tree:
         while (state := stat_of(pid)[0]) not in {"T", "", "Z", "X"}:
             await asyncio.sleep(0.001)
         return state == "T"
+
+    def wake(self, pids: list[int]) -> None:
+        """SIGCONT to those that still live."""
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
     async def kill_worker(self, pid: int, *, look: bool = True) -> Death | None:
         """SIGKILL of one worker process; with `look` it is frozen and its flight recorders are read first."""

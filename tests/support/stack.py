@@ -161,7 +161,12 @@ class Proxy:
         return response.status, found, decoded
 
     def admin(
-        self, method: str, path: str, body: Any = None, expect: int | None = None, **headers: str
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        expect: int | None = None,
+        headers: dict[str, str] | None = None,
     ) -> Any:
         status, _, answer = self.request(method, f"/admin/v1{path}", body, headers=headers)
         assert status == expect or (expect is None and status < 300), (status, answer)

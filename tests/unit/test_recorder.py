@@ -1,5 +1,6 @@
 """What a flight recorder proves after a crash, and what it must not pretend to prove."""
 
+import os
 from pathlib import Path
 from uuid import UUID
 
@@ -157,13 +158,13 @@ def test_a_settlement_survives_the_recorder_exactly():
 
 def test_a_file_is_invisible_until_it_is_locked_and_whole(tmp_path, monkeypatch):
     seen = []
-    real = recorder.os.fsync
+    real = os.fsync
 
     def peek(descriptor):
         seen.append(recorder.orphans(tmp_path))
         return real(descriptor)
 
-    monkeypatch.setattr(recorder.os, "fsync", peek)
+    monkeypatch.setattr(os, "fsync", peek)
     FlightRecorder(tmp_path)
     assert seen
     assert seen[0] == []
@@ -182,11 +183,11 @@ def test_a_short_write_is_taken_back_so_that_what_follows_is_readable(tmp_path, 
     flight = FlightRecorder(tmp_path)
     first, second = uuid7(), uuid7()
     flight.opened(first)
-    real = recorder.os.write
-    monkeypatch.setattr(recorder.os, "write", lambda d, b: real(d, b[:7]))
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda d, b: real(d, b[:7]))
     with pytest.raises(OSError, match="short write"):
         flight.sent(first)
-    monkeypatch.setattr(recorder.os, "write", real)
+    monkeypatch.setattr(os, "write", real)
     flight.opened(second)
     flight.sent(second)
     crash(flight)
@@ -205,7 +206,7 @@ def test_an_end_that_cannot_be_written_keeps_the_file(tmp_path, monkeypatch):
     def full(descriptor, data):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(recorder.os, "write", full)
+    monkeypatch.setattr(os, "write", full)
     flight.closed(attempt)
     monkeypatch.undo()
     flight.shut()

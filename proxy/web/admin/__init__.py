@@ -6,6 +6,13 @@ audit record; `proxy.postgres` knows the tables. Nothing here is on the path of 
 
 from __future__ import annotations
 
-from proxy.web.admin.routing import AdminDeps, admin_routes, on_error, openapi_document, problems_or
+from proxy.web.admin.routing import (
+    AdminDeps,
+    admin_routes,
+    check_settings,
+    on_error,
+    openapi_document,
+    problems_or,
+)
 
-__all__ = ["AdminDeps", "admin_routes", "on_error", "openapi_document", "problems_or"]
+__all__ = ["AdminDeps", "admin_routes", "check_settings", "on_error", "openapi_document", "problems_or"]

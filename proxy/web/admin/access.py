@@ -22,6 +22,8 @@ from proxy.keys import Keyring
 from proxy.web.admin.problems import forbidden, invalid, not_found, unauthenticated
 
 BOOTSTRAP_CHARS_MIN = 24
+#: a JWT with many groups
+TOKEN_CHARS_MAX = 16_384
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -49,18 +51,30 @@ class AdminStore(Protocol):
     async def admin_by_digest(self, digests: tuple[bytes, ...]) -> Principal | None: ...
 
 
+class Tokens(Protocol):
+    """Principals of an identity provider (see `oidc`)."""
+
+    async def principal(self, token: str) -> Principal:
+        """Raises a `Problem`."""
+        ...
+
+
 class AdminAuthenticator:
-    """Proves admin keys. Nothing is cached: a key that was revoked is dead at once.
+    """Proves admin keys, and tokens of an identity provider when there is one. No admin key is cached: one
+    that was revoked is dead at once.
 
     `bootstrap_key` is the first admin's key, from a setting; empty for none. Raises
     `ConfigurationError` when it is too short to be a secret.
     """
 
-    def __init__(self, keyring: Keyring, store: AdminStore, bootstrap_key: str = "") -> None:
+    def __init__(
+        self, keyring: Keyring, store: AdminStore, bootstrap_key: str = "", tokens: Tokens | None = None
+    ) -> None:
         if bootstrap_key and len(bootstrap_key) < BOOTSTRAP_CHARS_MIN:
             raise ConfigurationError(f"the admin key must have at least {BOOTSTRAP_CHARS_MIN} characters")
         self._keyring = keyring
         self._store = store
+        self._tokens = tokens
         self._bootstrap = keyring.admin_secret_digests(bootstrap_key)[0] if bootstrap_key else None
 
     async def principal(self, authorization: str | None) -> Principal:
@@ -70,12 +84,15 @@ class AdminAuthenticator:
         answers for every other way to be wrong.
         """
         scheme, _, token = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not token or len(token) > 512:
+        longest = TOKEN_CHARS_MAX if self._tokens is not None else 512
+        if scheme.lower() != "bearer" or not token or len(token) > longest:
             raise unauthenticated()
         if self._bootstrap is not None:
             digest = self._keyring.admin_secret_digests(token)[0]
             if hmac.compare_digest(digest, self._bootstrap):
                 return Principal(ident="bootstrap", name="bootstrap", role="admin")
+        if self._tokens is not None and token.count(".") == 2:
+            return await self._tokens.principal(token)
         digests = self._keyring.admin_digests(token)
         found = await self._store.admin_by_digest(digests) if digests else None
         if found is not None:

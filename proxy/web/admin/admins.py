@@ -9,10 +9,11 @@ from uuid import UUID
 from litestar import Controller, Response, delete, get, post
 
 from proxy.clock import uuid7
-from proxy.domain.control import AdminRecord, MissingError
+from proxy.domain.control import AdminRecord, MissingError, TenantRecord
 from proxy.web.admin import paging
 from proxy.web.admin.access import Principal
 from proxy.web.admin.core import PAGE, Cursor, Limit, Office, Page, record, utc, utc_or_none
+from proxy.web.admin.oidc import Oidc
 from proxy.web.admin.problems import invalid
 from proxy.web.schemas import AdminIn, AdminOut, IssuedAdminOut, Role
 
@@ -78,6 +79,21 @@ class PostgresAdmins:
             tenant=found.tenant,
             tenant_slug=found.tenant_slug,
         )
+
+
+class OidcAdmins:
+    """Principals behind tokens of a configured issuer, as `access.Tokens`."""
+
+    def __init__(self, office: Office, oidc: Oidc) -> None:
+        self._office = office
+        self._oidc = oidc
+
+    async def principal(self, token: str) -> Principal:
+        return await self._oidc.principal(token, self)
+
+    async def tenant(self, slug: str) -> TenantRecord:
+        async with self._office.store.reading() as db:
+            return await db.get_tenant(slug)
 
 
 def _out(row: AdminRecord) -> AdminOut:

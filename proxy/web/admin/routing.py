@@ -17,10 +17,11 @@ from litestar.types import Guard
 
 from proxy.domain.delivery import allowed_networks
 from proxy.domain.tenant import Caller
+from proxy.errors import ConfigurationError
 from proxy.keys import Keyring
 from proxy.web.admin import problems
 from proxy.web.admin.access import AdminAuthenticator, Gate, Principal
-from proxy.web.admin.admins import AdminController, AdminDesk, PostgresAdmins
+from proxy.web.admin.admins import AdminController, AdminDesk, OidcAdmins, PostgresAdmins
 from proxy.web.admin.budgets import BudgetController, BudgetDesk
 from proxy.web.admin.calls import CallController, CallDesk, RecordController
 from proxy.web.admin.core import Answers, Office, Policies
@@ -29,6 +30,7 @@ from proxy.web.admin.idempotency import KeepAnswers, claim
 from proxy.web.admin.keys import KeyController, KeyDesk
 from proxy.web.admin.limits import LimitController, LimitDesk
 from proxy.web.admin.me import Freshness, KeyDeps, MeController, MyDesk, key_gate
+from proxy.web.admin.oidc import Oidc
 from proxy.web.admin.openapi import document
 from proxy.web.admin.policies import PolicyController, PolicyDesk
 from proxy.web.admin.problems import not_found
@@ -65,6 +67,16 @@ class AdminSettings(Protocol):
     def admin_key(self) -> str: ...
     @property
     def webhook_networks(self) -> str: ...
+    @property
+    def oidc_issuer(self) -> str: ...
+    @property
+    def oidc_audience(self) -> str: ...
+    @property
+    def oidc_jwks_url(self) -> str: ...
+    @property
+    def oidc_groups_claim(self) -> str: ...
+    @property
+    def oidc_roles(self) -> str: ...
 
 
 class Watched(Protocol):
@@ -110,13 +122,38 @@ class _Building:
             clock=self._clock,
             cache=lambda: deps.cache,
             policy_problems=lambda: deps.policy_files.problems,
-            networks=allowed_networks(deps.settings.webhook_networks),
+            networks=_networks(deps.settings),
         )
 
     @cached_property
     def gate(self) -> Gate:
-        store = PostgresAdmins(self.office)
-        return Gate(AdminAuthenticator(self._deps.keyring, store, self._deps.settings.admin_key))
+        store, settings = PostgresAdmins(self.office), self._deps.settings
+        tokens = OidcAdmins(self.office, _oidc(settings)) if settings.oidc_issuer else None
+        return Gate(AdminAuthenticator(self._deps.keyring, store, settings.admin_key, tokens))
+
+
+def check_settings(settings: AdminSettings) -> None:
+    """Raises `ConfigurationError` for what the admin REST must not be started with."""
+    _networks(settings)
+    if settings.oidc_issuer:
+        _oidc(settings)
+
+
+def _networks(settings: AdminSettings) -> tuple[Any, ...]:
+    try:
+        return allowed_networks(settings.webhook_networks)
+    except ValueError as error:
+        raise ConfigurationError(f"TOLLHOUSE_WEBHOOK_NETWORKS: {error}") from None
+
+
+def _oidc(settings: AdminSettings) -> Oidc:
+    return Oidc(
+        issuer=settings.oidc_issuer,
+        audience=settings.oidc_audience,
+        jwks_url=settings.oidc_jwks_url,
+        groups_claim=settings.oidc_groups_claim,
+        roles=settings.oidc_roles,
+    )
 
 
 def _guard(building: _Building) -> Guard:

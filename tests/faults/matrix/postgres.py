@@ -106,7 +106,7 @@ async def through_door(world: World) -> AsyncIterator[Door]:
     try:
         yield door
     finally:
-        door.delay, door.mute, door.swallow, door.cut_after = 0.0, False, False, None
+        door.heal()
         await asyncio.sleep(1.0)
         await world.tree.kill()
         await door.close()
@@ -126,7 +126,7 @@ async def lost_answers(world: World, crowd: Crowd, rng: random.Random, turn: Rou
             else:
                 door.cut_after, door.cuts = rng.randint(0, 3000), 1
             turn.counts["answers lost"] += 1
-        door.cut_after = None
+        door.heal()
         await _serves_again(world, crowd, turn)
 
 
@@ -137,6 +137,6 @@ async def slow(world: World, crowd: Crowd, rng: random.Random, turn: Round) -> N
         for delay, rate in ((0.2, 0.0), (2.0, 0.0), (0.0, 125_000.0)):
             door.delay, door.rate = delay, rate
             await asyncio.sleep(float(turn.kills))
-        door.delay = door.rate = 0.0
+        door.heal()
         await _serves_again(world, crowd, turn)
     _refusals(crowd, began, turn)

@@ -198,7 +198,15 @@ async def deps(engine: AsyncEngine) -> AsyncIterator[Any]:
         policy_files=SimpleNamespace(problems=()),
         directory=directory,
         authenticator=KeyAuthenticator(directory, InboundSignatures(time.time)),
-        settings=SimpleNamespace(admin_key=ADMIN_KEY, webhook_networks=""),
+        settings=SimpleNamespace(
+            admin_key=ADMIN_KEY,
+            webhook_networks="",
+            oidc_issuer="",
+            oidc_audience="",
+            oidc_jwks_url="",
+            oidc_groups_claim="groups",
+            oidc_roles="",
+        ),
     )
     await directory.stop()
 
