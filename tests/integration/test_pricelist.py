@@ -17,6 +17,7 @@ from proxy.bedrock.pricelist import PriceList, read_product
 from proxy.domain.catalogue import Target
 from proxy.domain.pricelist import Listed
 
+RAISED = 'input: "3", output: "2.4", tiers: {batch: {input: "1.2", output: "1.2"}}'
 LLAMA, HAIKU = "meta.llama3-1-405b-instruct-v1:0", "anthropic.claude-3-haiku-20240307-v1:0"
 
 
@@ -213,8 +214,7 @@ def test_a_change_becomes_a_sparse_version_from_its_date_on(api, folder, capsys)
         f"  {HAIKU}:",
         '    - {regions: [us-west-2], input: "0.25", output: "1.5", source: aws}',
         f"  {LLAMA}:",
-        '    - {regions: [us-west-2], input: "3", output: "2.4", tiers: {batch: {input: "1.2", output: "1.2"}}, '
-        "source: aws}",
+        f"    - {{regions: [us-west-2], {RAISED}, source: aws}}",
     ]
     assert rates(folder, LLAMA, "us-west-2") == (3_000_000_000, 2_400_000_000)
     assert rates(folder, LLAMA, "us-west-2", 1.79e9) == (2_400_000_000, 2_400_000_000), "before its date"
