@@ -26,8 +26,8 @@ def describe(directory: Path) -> dict[str, Any]:
         "load_average": list(os.getloadavg()),
         "versions": {
             "nginx": said("nginx", "-v"),
-            "wrk": said("wrk", "-v"),
-            "node": said("node", "--version"),
+            "wrk": said("wrk", "-v").partition(" [")[0],
+            "node": f"node {said('node', '--version')}",
         },
     }
 

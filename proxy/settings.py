@@ -132,6 +132,18 @@ class Settings:
     ledger_keep_months: int = _setting(
         0, "months whose single calls are kept, at least 2; older ones are dropped, their sums stay; 0: all"
     )
+    evidence_log_group: str = _setting(
+        "", "CloudWatch Logs group of Bedrock's model invocation log, in each Region that serves calls"
+    )
+    evidence_s3: str = _setting("", "`bucket` or `bucket/prefix` of Bedrock's model invocation log in S3")
+    evidence_seconds: int = _setting(300, "how often the log is asked about calls charged at their ceiling")
+    evidence_days: int = _setting(3, "how long a call charged at its ceiling is looked for in the log")
+    evidence_endpoint_url: str = _setting(
+        "", "address of CloudWatch, CloudWatch Logs and S3 instead of AWS's own, for all three"
+    )
+    reconcile_days: int = _setting(
+        0, "days of the ledger that are compared with CloudWatch's token metrics once a day; 0: never"
+    )
     webhook_networks: str = _setting(
         "",
         "networks that webhooks may be sent to though they are not public, such as 10.0.0.0/8, and by http",

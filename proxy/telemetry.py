@@ -175,6 +175,21 @@ MODEL_ENDS = Gauge(
     ["model"],
     multiprocess_mode="livemostrecent",
 )
+UNPROVEN = Gauge(
+    "tollhouse_unproven_ceilings",
+    "Attempts charged their ceiling for which the invocation log has no proof (yet)",
+    multiprocess_mode="livemostrecent",
+)
+REFUNDED = Counter("tollhouse_refunds_total", "Ceilings lowered by evidence from the invocation log")
+REFUNDED_MONEY = Counter(
+    "tollhouse_refunded_nanodollars_total", "Money that evidence gave back to budgets, in 1e-9 USD"
+)
+UNEXPLAINED = Gauge(
+    "tollhouse_reconciliation_unexplained_tokens",
+    "Tokens by which the ledger and CloudWatch differ without a known reason, by age of the day",
+    ["age", "kind"],
+    multiprocess_mode="livemostrecent",
+)
 COUNTS = Counter(
     "tollhouse_counts_total",
     "Inputs counted because a byte bound did not fit a budget: exact, never (not countable), later (too many)",

@@ -111,6 +111,10 @@ class Unproven:
     #: unix seconds
     admitted_at: float
     finished_at: float
+    #: what we saw of the answer
+    status: int
+    latency_ms: int
+    first_byte_ms: int
 
     @property
     def region(self) -> str:
@@ -182,8 +186,8 @@ def _usage(line: LogLine, family: str) -> Usage | None:
 
 
 def _dearest(usage: Usage, terms: Terms | None, priced: Priced, at: float) -> tuple[int, str]:
-    """The cost under the terms asked for, which Bedrock may have served cheaper; under the dearest there
-    are, where nothing tells.
+    """The cost at the dearer of the terms asked for and the usual ones, because the line does not say which
+    were served; at the dearest there are, where nothing tells what was asked for.
     """
     tiers = _TIERS if terms is None or terms.tier == "auto" else ("default", terms.tier)
     latencies = _LATENCIES if terms is None else ("standard", terms.latency)

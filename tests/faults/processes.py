@@ -67,6 +67,7 @@ class Tree:
     process: subprocess.Popen[bytes] | None = None
     deaths: list[Death] = field(default_factory=list)
     exits: int = 0
+    quiet: bool = False
     starts: list[float] = field(default_factory=list)
     _last: tuple[int, float] = (0, float("-inf"))
     _slots: list[int] = field(default_factory=list)
@@ -76,16 +77,17 @@ class Tree:
     def log(self) -> Path:
         return self.proxy.state_dir.with_suffix(".log")
 
-    def launch(self, **settings: str) -> None:
-        """Starts it and does not wait."""
+    def launch(self, *, quiet: bool = False, **settings: str) -> None:
+        """Starts it and does not wait. `quiet` throws its words away, where its files must stay small."""
+        self.quiet = quiet
         self.settings = settings
         self._launched = time.monotonic()
         self.process = self._spawn("serve", settings)
         self._slots = []
 
-    async def start(self, **settings: str) -> None:
+    async def start(self, *, quiet: bool = False, **settings: str) -> None:
         """Returns when it is ready to serve."""
-        self.launch(**settings)
+        self.launch(quiet=quiet, **settings)
         await self.await_ready()
 
     async def await_ready(self) -> None:
@@ -94,7 +96,7 @@ class Tree:
 
     def _spawn(self, verb: str, settings: dict[str, str]) -> subprocess.Popen[bytes]:
         self.proxy.log = self.log
-        with self.log.open("ab") as log:
+        with Path(os.devnull if self.quiet else self.log).open("ab") as log:
             return subprocess.Popen(
                 [*_END_WITH_US, str(os.getpid()), "--", sys.executable, "-c", _PRELOADED, verb],
                 env=self.proxy.environment() | settings | self._places(),
@@ -209,7 +211,7 @@ class Tree:
         if self.alive:
             return
         self.exits += 1
-        self.launch(**self.settings)
+        self.launch(quiet=self.quiet, **self.settings)
         if ready:
             await self.await_ready()
 

@@ -149,7 +149,7 @@ async def live(world: World, crowd: Crowd, until: Callable[[], bool]) -> list[st
             ):
                 accounts = await db.fetch(oracle._ACCOUNTS, crowd.budgets)
                 rows = await db.fetch(
-                    "SELECT attempt, holds FROM attempts WHERE tenant = ANY ($1)", crowd.tenants
+                    "SELECT attempt, holds FROM attempts WHERE tenant = ANY ($1)", crowd.tenants + crowd.apart
                 )
         except AWAY:
             continue

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from proxy import policyfile
 from proxy.domain.catalogue import Model, Target
 from proxy.domain.pricing import Priced
+from proxy.domain.usage import Usage
 from proxy.errors import UnboundedCost, UnknownModel
 from proxy.policyfile.routes import split_prefix
 from proxy.simulator.config import PRICES
@@ -20,6 +23,7 @@ POLICIES, TABLE = policyfile.load(), load(PRICES)
 NOW = 1_795_000_000.0
 _NAMES = (("input", "input"), ("output", "output"), ("cache_read", "cache_read"),
           ("cache_write_5m", "cache_write"), ("cache_write_1h", "cache_write_1h"))  # fmt: skip
+_MEMBERS = {kind: f"{kind}_tokens" for kind, _ in _NAMES}
 REGIONS = sorted(
     {key.region for v in POLICIES.prices.versions for key in v.prices if key.region != "*"} | {"us-east-1"}
 )
@@ -102,23 +106,34 @@ def test_latency_optimized_rates_agree():
             continue
         seen += 1
         rates = ours.rates(NOW, latency="optimized").rates
-        if (rates.input, rates.output) != (nanos(theirs.optimized.input), nanos(theirs.optimized.output)):
-            found.append(f"{name} {region}: {rates}, {theirs.optimized}")
+        found += differences(rates, theirs.optimized, f"{name} {region} optimized")
     assert seen >= 4
     assert not found, "\n".join(found)
+
+
+def long_rates(ours: Priced, over: int) -> SimpleNamespace:
+    """What a million tokens of each kind cost in a request that is just over the threshold."""
+    base = Usage(input_tokens=over + 1)
+    charged = {
+        kind: ours.cost(replace(base, **{member: getattr(base, member) + 10**6}), "default", "standard", NOW)[
+            0
+        ]
+        - ours.cost(base, "default", "standard", NOW)[0]
+        for kind, member in _MEMBERS.items()
+    }
+    return SimpleNamespace(**charged)
 
 
 def test_long_context_rates_agree():
     found, seen = [], 0
     for name, region, _, ours, theirs in places():
-        listed = ours.rates(NOW)
-        mine = {step.over: step.rates.over(listed.rates) for step in listed.long_context}
-        if set(mine) != {over for over, _ in theirs.long}:
+        mine = {step.over for step in ours.rates(NOW).long_context}
+        if mine != {over for over, _ in theirs.long}:
             found.append(f"{name} {region}: thresholds {sorted(mine)}, {theirs.long}")
             continue
         seen += len(mine)
         for over, rates in theirs.long:
-            found += differences(mine[over], rates, f"{name} {region} over {over}")
+            found += differences(long_rates(ours, over), rates, f"{name} {region} over {over}")
     assert seen > 5
     assert not found, "\n".join(found)
 

@@ -194,6 +194,7 @@ async def price_change(world: World, crowd: Crowd, rng: random.Random, turn: Rou
     owner = await roster.tenant(world)
     caller = await roster.key(world, owner)
     budget = await roster.budget(world, "tenant", owner, owner, "month", 9000 * load.MEAN_COST)
+    crowd.apart.append(owner)
     await load.await_keys(world, [caller])
     billed_from = world.billed
     await asyncio.sleep(max(0.0, (turns - dt.datetime.now(dt.UTC)).total_seconds() - 2.5))
