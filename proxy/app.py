@@ -168,19 +168,7 @@ class Worker:
             roles=TenantRoles(s.tenant_role_arn, s.aws_region) if s.tenant_role_arn else None,
         )
         await self.upstream.start()
-        queue = HeldQueue()
-        self.kit = Kit(
-            queue=queue,
-            bank=self.bank,
-            recorder=self.flight,
-            upstream=self.upstream,
-            limiter=self.limiter,
-            settler=Settler(self.bank, self.flight, queue),
-            bounds=_bounds(s),
-            classify=classify,
-            counts=Counter(s.counts_per_second),
-            breakers=Breakers(Tolerance(faults=s.breaker_faults, ceilings=s.breaker_ceilings)),
-        )
+        self.kit = self._kit()
         self.refusals = RefusalCounter(PostgresRefusals(self.engine), s.metrics_tenants)
         sharing = self._sharing()
         self.shares = Shares(PostgresShares(self.engine), lambda: reads_budgets(self.policies.rules))
@@ -210,6 +198,26 @@ class Worker:
             asyncio.create_task(self._renew_leases()),
             asyncio.create_task(self._watch()),
         ]
+        self._discover()
+
+    def _kit(self) -> Kit:
+        s, queue = self.settings, HeldQueue()
+        return Kit(
+            queue=queue,
+            bank=self.bank,
+            recorder=self.flight,
+            upstream=self.upstream,
+            limiter=self.limiter,
+            settler=Settler(self.bank, self.flight, queue),
+            bounds=_bounds(s),
+            classify=classify,
+            counts=Counter(s.counts_per_second),
+            breakers=Breakers(Tolerance(faults=s.breaker_faults, ceilings=s.breaker_ceilings)),
+        )
+
+    def _discover(self) -> None:
+        """Ask the control plane for the ARNs that policy files do not name, where there is one."""
+        s = self.settings
         if s.control_seconds and (s.bedrock_control_endpoint_url or not s.bedrock_endpoint_url):
             self.discovery = Discovery(
                 ControlPlane(endpoint_url=s.bedrock_control_endpoint_url or None),

@@ -183,8 +183,8 @@ async def price_change(world: World, crowd: Crowd, rng: random.Random, turn: Rou
     folder = world.directory / "policies"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(POLICIES, folder)
-    turns = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=8)
-    stamp = turns.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    turns = dt.datetime.now(dt.UTC).replace(microsecond=0) + dt.timedelta(seconds=9)
+    stamp = turns.isoformat().replace("+00:00", "Z")
     (folder / "prices" / "2026-06-01.yaml").write_text(
         f'effective_from: "{stamp}"\nsources: {{list: "the new list"}}\nprices:\n'
         '  meta.llama3-1-405b-instruct-v1:0:\n    - {input: "4.8", output: "7.2", source: list}\n'

@@ -54,7 +54,7 @@ async def shifted_replica(world: World, turn: Round) -> AsyncIterator[Path | Non
     file = world.directory / "shift"
     _set(file, "+0")
     await world.tree.kill()
-    await world.tree.start(**_preload(found, file))
+    await world.tree.start(quiet=False, **_preload(found, file))
     try:
         yield file
     finally:

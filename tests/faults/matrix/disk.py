@@ -19,7 +19,7 @@ async def full(world: World, crowd: Crowd, rng: random.Random, turn: Round) -> N
     would, without the rights to mount one.
     """
     await world.tree.kill()
-    await world.tree.start(quiet=True)
+    await world.tree.start(quiet=False)
     for _ in range(turn.kills):
         await asyncio.sleep(rng.uniform(0.3, 0.8))
         ready = world.tree.workers()
