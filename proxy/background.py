@@ -14,20 +14,27 @@ from dataclasses import dataclass
 from prometheus_client import start_http_server
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from proxy import telemetry
+from proxy import policyfile, telemetry
+from proxy.bedrock.evidence import Clients, CloudWatchLog, CloudWatchTokens, S3Log
 from proxy.domain.delivery import allowed_networks
+from proxy.domain.evidence import EvidenceAwayError
+from proxy.domain.reconciling import Line
 from proxy.errors import BankAway
 from proxy.keys import Keyring, parse_master_key
 from proxy.postgres.alerts import PostgresAlerts
 from proxy.postgres.bank import PostgresBank
 from proxy.postgres.engine import check_server, create_engine
+from proxy.postgres.evidence import PostgresEvidence
 from proxy.postgres.keeper import Keeper
+from proxy.postgres.labels import PostgresLabels
 from proxy.postgres.repeats import PostgresRepeats
 from proxy.postgres.upkeep import PostgresUpkeep
 from proxy.server import check
 from proxy.settings import Settings
 from proxy.worker.alerts import Watchman
 from proxy.worker.deliveries import Courier
+from proxy.worker.evidence import Investigator, LogReader
+from proxy.worker.reconciliation import Reconciler
 from proxy.worker.reports import Bookkeeper
 
 log = logging.getLogger("tollhouse.worker")
@@ -117,6 +124,7 @@ def duties(settings: Settings, engine: AsyncEngine, bank: PostgresBank, keeper: 
 
     return [
         *desk_duties(settings, engine),
+        *evidence_duties(settings, engine, bank),
         Duty("prune", DAY_SECONDS, prune),
         Duty("sweep", SWEEP_SECONDS, sweep),
         Duty("upkeep", UPKEEP_SECONDS, upkeep),
@@ -153,11 +161,57 @@ def desk_duties(settings: Settings, engine: AsyncEngine) -> list[Duty]:
     ]
 
 
+def evidence_duties(settings: Settings, engine: AsyncEngine, bank: PostgresBank) -> list[Duty]:
+    """What Bedrock's own records say of our charges; nothing where no record is named. Raises
+    `ConfigurationError`.
+    """
+    found: list[Duty] = []
+    clients, store = Clients(settings.evidence_endpoint_url or None), PostgresEvidence(engine)
+    logs = log_readers(settings, clients)
+    if logs:
+        watch = policyfile.Watch(settings.policies_dir, region=settings.aws_region)
+        investigator = Investigator(
+            store, bank, logs, lambda: watch.current, PostgresLabels(engine), settings.evidence_days
+        )
+
+        async def investigate() -> None:
+            await asyncio.to_thread(watch.reload_if_changed)
+            await investigator.round()
+
+        found.append(Duty("evidence", settings.evidence_seconds, investigate))
+    if settings.reconcile_days:
+        reconciler = Reconciler(store, CloudWatchTokens(clients), settings.reconcile_days)
+        found.append(Duty("reconcile", DAY_SECONDS, reconciler.nightly))
+    return found
+
+
+def log_readers(settings: Settings, clients: Clients) -> list[LogReader]:
+    """The invocation logs that the settings name."""
+    readers: list[LogReader] = []
+    if settings.evidence_log_group:
+        readers.append(CloudWatchLog(clients, settings.evidence_log_group))
+    if settings.evidence_s3:
+        bucket, _, prefix = settings.evidence_s3.removeprefix("s3://").partition("/")
+        prefix = f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
+        readers.append(S3Log(clients, bucket, prefix, settings.aws_region))
+    return readers
+
+
+async def reconcile(settings: Settings, days: int) -> list[Line]:
+    """The last `days` whole days. Raises `BankAway` and `EvidenceAwayError`."""
+    engine = create_engine(settings.database_url, pool_size=2, application_name="tollhouse-reconcile")
+    try:
+        meter = CloudWatchTokens(Clients(settings.evidence_endpoint_url or None))
+        return await Reconciler(PostgresEvidence(engine), meter, days).report()
+    finally:
+        await engine.dispose()
+
+
 async def _repeat(duty: Duty) -> None:
     while True:
         try:
             await duty.act()
-        except BankAway as error:
+        except (BankAway, EvidenceAwayError) as error:
             log.warning("%s: %s", duty.name, error)
         except Exception:
             log.exception("%s failed", duty.name)

@@ -42,6 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     _verb(verbs, "settings", "list every setting with its default", _settings)
     recover = _verb(verbs, "recover", "look at the ledger after a failover, and admit calls again", _recover)
     recover.add_argument("--accept", action="store_true", help="open admission on the server's timeline")
+    compare = _verb(verbs, "reconcile", "compare the ledger's tokens with CloudWatch's, by day", _reconcile)
+    compare.add_argument("--days", type=int, default=7, help="whole UTC days before today (7)")
+    compare.add_argument("--json", action="store_true", help="JSON instead of a table")
     _simulate_verb(verbs)
     _replay_verb(verbs)
     _tls_verb(verbs)
@@ -161,6 +164,25 @@ def _recover(options: argparse.Namespace) -> int:
         )
         return 1
     return 0
+
+
+def _reconcile(options: argparse.Namespace) -> int:
+    import asyncio
+
+    from proxy.background import reconcile
+    from proxy.domain.evidence import EvidenceAwayError
+    from proxy.errors import BankAway
+    from proxy.worker.reconciliation import as_json, as_table
+
+    loaded = settings.load()
+    _required(loaded.database_url, "TOLLHOUSE_DATABASE_URL")
+    try:
+        lines = asyncio.run(reconcile(loaded, max(options.days, 1)))
+    except (BankAway, EvidenceAwayError) as error:
+        print(f"tollhouse: {error}", file=sys.stderr)
+        return 1
+    print(as_json(lines) if options.json else as_table(lines))
+    return 1 if any(line.verdict == "unexplained" for line in lines) else 0
 
 
 def _settings(_: argparse.Namespace) -> int:

@@ -75,12 +75,14 @@ class Exchange:
     async def _sendings(self) -> Ending:
         """Try the legs in order until one has an answer; the last ending is not settled yet."""
         leg, attempt = await self.reservation.enter()
+        failpoints.reach("admitted", attempt)
         for following in (*self.call.legs[1:], None):
             ending = await self._forward(leg, attempt)
             self.kit.breakers.report(leg.target.label, ending.signal)
             self.reservation.known = ending.settlement
             if following is None or not ending.try_next:
                 return ending
+            failpoints.reach("before_failover", attempt)
             attempt = await self.reservation.move_on(ending, following)
             telemetry.FAILOVERS.labels(leg.target.model, following.target.model).inc()
             leg = following
@@ -209,6 +211,7 @@ class Exchange:
         """POST what Bedrock reported; an answer without usage keeps its ceiling."""
         if usage is None:
             return self._settlement(attempt, State.CEILING, Why.CUT, response)
+        failpoints.reach("after_usage", attempt)
         tier, latency = served.tier or self.call.asked[0], served.latency or self.call.asked[1]
         sent_at = time.time() - (time.monotonic() - self.sent_at)
         if leg.completed is not None:

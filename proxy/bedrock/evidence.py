@@ -99,7 +99,7 @@ class Clients:
     def get(self, service: str, region: str) -> Any:
         client = self._made.get((service, region))
         if client is None:
-            config = Config(retries={"total_max_attempts": 4, "mode": "adaptive"}, connect_timeout=5, read_timeout=60)  # type: ignore[typeddict-item]  # fmt: skip
+            config = Config(retries={"total_max_attempts": 4, "mode": "adaptive"}, connect_timeout=5, read_timeout=60)  # fmt: skip
             if self.endpoint_url and service == "s3":
                 config = config.merge(Config(s3={"addressing_style": "path"}))
             session = aws_session()
@@ -221,7 +221,9 @@ def _hours(questions: Sequence[Unproven]) -> list[dt.datetime]:
     """Every hour whose objects may hold one of these attempts."""
     hours = set()
     for q in questions:
-        at = dt.datetime.fromtimestamp(q.admitted_at - _EARLY, dt.UTC).replace(minute=0, second=0, microsecond=0)
+        at = dt.datetime.fromtimestamp(q.admitted_at - _EARLY, dt.UTC).replace(
+            minute=0, second=0, microsecond=0
+        )
         while at.timestamp() <= q.finished_at + _LATE:
             hours.add(at)
             at += dt.timedelta(hours=1)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from sqlalchemy import text
+from sqlalchemy import RowMapping, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from proxy.domain.evidence import Unproven
@@ -104,7 +104,7 @@ class PostgresEvidence:
         return found
 
 
-def _booked(row: Mapping[str, Any], day: dt.date) -> Booked:
+def _booked(row: RowMapping, day: dt.date) -> Booked:
     region, _, model_id = row["target"].partition("/")
     sums = {name: value for name, value in row.items() if name != "target"}
     return Booked(region=region, model_id=model_id, day=day, **sums)

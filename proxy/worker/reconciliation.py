@@ -95,7 +95,9 @@ def as_table(lines: Sequence[Line]) -> str:
         for x in lines
     ]  # fmt: skip
     widths = [max(len(row[n]) for row in rows) for n in range(len(_COLUMNS))]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    text = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
     text += ["", "unexplained tokens by age"]
     for age, kinds in by_age(lines).items():
         text.append(f"{age:<10}" + "".join(f"  {kind} {kinds[kind]:,}" for kind in KINDS))

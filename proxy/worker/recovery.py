@@ -59,6 +59,7 @@ async def _resolve(bank: Bank, path: Path, wreck: recorder.Wreck) -> int:
     settlements = recorder.resolve(wreck)
     unknown = await _settle(bank, settlements)
     if unknown:
+        failpoints.reach("recovery_waits")
         await asyncio.sleep(LATE_COMMIT_SECONDS)
         unknown = await _settle(bank, unknown)
     if settlements:

@@ -27,10 +27,13 @@ ENDS: dict[str, set[str | None]] = {
     "after_opened": {None},
     "before_admit": {None, "VOID"},
     "after_admit": {"VOID", None},  # none: it was denied
+    "admitted": {"VOID"},
     "before_sent": {"VOID"},
     "after_sent": {"CEILING"},
     "after_first_byte": {"CEILING"},
     "mid_stream": {"CEILING"},
+    "after_usage": {"CEILING"},
+    "before_failover": {"CEILING"},
     "before_done": {"CEILING"},
     "after_done": {"POST", "VOID", "CEILING"},
     "before_move": {None, "VOID"},

@@ -163,7 +163,7 @@ class TestResolve:
             ("application-inference-profile/abcdefghij12", "what it runs is not known here"),
             ("provisioned-model/abcdefghij12", "what it runs is not known here"),
             ("imported-model/abcdefghij12", "what it runs is not known here"),
-            ("prompt-router/anthropic.claude:1", "what it runs is not known here"),
+            ("prompt-router/anthropic.claude:1", "chooses its model by itself"),
             ("prompt/ABCDEFGHIJ:1", "inside the prompt"),
             ("custom-model/abc", "deployment"),
         ],

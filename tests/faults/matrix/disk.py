@@ -18,8 +18,9 @@ async def full(world: World, crowd: Crowd, rng: random.Random, turn: Round) -> N
     RLIMIT_FSIZE of a living process stands in for the disk: it cuts a write short at the same byte a full disk
     would, without the rights to mount one.
     """
+    turn.evidence.full = True
     await world.tree.kill()
-    await world.tree.start(quiet=False)
+    await world.tree.start(quiet=True)
     for _ in range(turn.kills):
         await asyncio.sleep(rng.uniform(0.3, 0.8))
         ready = world.tree.workers()
