@@ -21,7 +21,7 @@ from litestar.exceptions import MethodNotAllowedException, NotFoundException
 from litestar.types import Receive, Scope, Send
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from proxy import failpoints, policyfile, telemetry
+from proxy import collector, failpoints, policyfile, telemetry
 from proxy import settings as settings_module
 from proxy.advice import PrefixLog
 from proxy.bedrock.client import AiohttpUpstream
@@ -36,11 +36,10 @@ from proxy.call import Bounds, Kit
 from proxy.counting import Counter
 from proxy.directory import Directory
 from proxy.discovery import Discovery
-from proxy.domain.catalogue import Model
 from proxy.domain.estimate import Estimator
 from proxy.domain.rates import Rates
 from proxy.domain.routing import Tolerance
-from proxy.errors import BankAway, Refusal, Unauthenticated, Unavailable, UnknownModel
+from proxy.errors import BankAway, Refusal, Unauthenticated, Unavailable
 from proxy.hits import Hits
 from proxy.keys import Keyring, parse_master_key
 from proxy.pipeline import Pipeline, Request
@@ -66,7 +65,8 @@ from proxy.web.admin import admin_routes, problems_or
 from proxy.web.auth import KeyAuthenticator, refusal_of
 from proxy.web.door import Door
 from proxy.web.health import health_routes
-from proxy.web.inference import MOUNTS, Inference, model_list, no_route, one_model
+from proxy.web.inference import MOUNTS, Inference, no_route
+from proxy.web.models import ModelList
 from proxy.worker import recovery
 from proxy.worker.rollups import RefusalCounter
 
@@ -84,7 +84,9 @@ def create() -> Any:
     failpoints.arm(settings.fail_point)
     # A server process that was killed must not leave a worker that nobody supervises.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    return Door(Worker(settings).application())
+    worker = Worker(settings)
+    inference = worker.inference if settings.surface != "admin" else None
+    return Door(worker.application(), inference, settings.body_seconds)
 
 
 @dataclass(slots=True)
@@ -101,6 +103,7 @@ class Worker:
     authenticator: KeyAuthenticator = field(init=False)
     kit: Kit = field(init=False)
     pipeline: Pipeline = field(init=False)
+    model_list: ModelList = field(init=False)
     redis: RedisClient = field(init=False)
     cache_redis: RedisClient = field(init=False)
     cache: RedisCache = field(init=False)
@@ -117,6 +120,7 @@ class Worker:
     shares: Shares | None = None
     discovery: Discovery | None = None
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    _inference: Inference | None = None
 
     # ---- start and stop ----------------------------------------------------------------------
 
@@ -218,6 +222,11 @@ class Worker:
     def _discover(self) -> None:
         """Ask the control plane for the ARNs that policy files do not name, where there is one."""
         s = self.settings
+        self.model_list = ModelList(
+            lambda: self.policies,
+            FAMILIES,
+            lambda: self.discovery.found.lifecycles if self.discovery is not None else {},
+        )
         if s.control_seconds and (s.bedrock_control_endpoint_url or not s.bedrock_endpoint_url):
             self.discovery = Discovery(
                 ControlPlane(endpoint_url=s.bedrock_control_endpoint_url or None),
@@ -341,23 +350,23 @@ class Worker:
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Litestar) -> AsyncIterator[None]:
         await self.start()
+        collector.rest()
         try:
             yield
         finally:
             await self.stop()
 
     def _mount(self) -> Any:
-        worker = self
-        inference: Inference | None = None
-
         @asgi(list(MOUNTS), is_mount=True, copy_scope=False)
         async def mount(scope: Scope, receive: Receive, send: Send) -> None:
-            nonlocal inference
-            if inference is None:
-                inference = Inference(worker.pipeline, worker.models, worker.settings.body_seconds)
-            await inference(scope, receive, send)  # type: ignore[arg-type]
+            await self.inference(scope, receive, send)
 
         return mount
+
+    async def inference(self, scope: Any, receive: Any, send: Any) -> None:
+        """The inference routes as an ASGI application of their own. Only after `start`."""
+        self._inference = self._inference or Inference(self.pipeline, self.models, self.settings.body_seconds)
+        await self._inference(scope, receive, send)
 
     def why_not_ready(self) -> str | None:
         return "shutting down" if self.stopping else self.closed
@@ -372,22 +381,8 @@ class Worker:
             raise refusal_of(presented.caller)
         if self.directory.stale:
             raise Unavailable("the directory of keys is stale; please retry", reason="directory_stale")
-        policy = presented.caller.policy
-
-        def callable_model(one: str) -> Model | None:
-            model = self.policies.resolve(one).model
-            return model if model.family in FAMILIES and policy.allows(model.id) else None
-
-        if not name:
-            found = []
-            for one in self.policies.ids:
-                with contextlib.suppress(UnknownModel):
-                    found.append((one, callable_model(one)))
-            return model_list([(one, model.provider) for one, model in found if model is not None])
-        model = callable_model(name)
-        if model is None:
-            raise UnknownModel(f"there is no model {name[:120]!r} that this key may call")
-        return one_model(name, model.provider)
+        listed, policy = self.model_list, presented.caller.policy
+        return listed.one(policy, name) if name else listed.all(policy)
 
 
 def _bounds(s: Settings) -> Bounds:

@@ -178,7 +178,7 @@ def evidence_duties(settings: Settings, engine: AsyncEngine, bank: PostgresBank)
             await asyncio.to_thread(watch.reload_if_changed)
             await investigator.round()
 
-        found.append(Duty("evidence", settings.evidence_seconds, investigate))
+        found.append(Duty("evidence", max(1.0, settings.evidence_seconds), investigate))
     if settings.reconcile_days:
         reconciler = Reconciler(store, CloudWatchTokens(clients), settings.reconcile_days)
         found.append(Duty("reconcile", DAY_SECONDS, reconciler.nightly))

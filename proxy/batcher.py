@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -35,6 +35,11 @@ class _Entry(Generic[Item, Result]):
         self.item = item
         self.future = future
         self.sent = False
+
+
+def _expire(future: asyncio.Future[Any]) -> None:
+    if not future.done():
+        future.set_exception(TimeoutError())
 
 
 class Batcher(Generic[Item, Result]):
@@ -70,12 +75,16 @@ class Batcher(Generic[Item, Result]):
             raise BatcherClosedError
         if self._waiting >= self._max_waiting:
             raise BatcherFullError
-        entry = _Entry[Item, Result](item, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        entry = _Entry[Item, Result](item, loop.create_future())
         self._enqueue(entry)
+        # a timer on the future costs a third of `asyncio.timeout`, and cancels nothing but the wait
+        timer = loop.call_later(timeout_s, _expire, entry.future) if timeout_s is not None else None
         try:
-            async with asyncio.timeout(timeout_s):
-                return await entry.future
+            return await entry.future
         finally:
+            if timer is not None:
+                timer.cancel()
             if not entry.sent:
                 entry.future.cancel()
                 self._waiting -= 1

@@ -40,6 +40,8 @@ class Leg:
     request: Callable[[UUID], UpstreamRequest]
     #: output limit of one choice, tokens
     limit: int = 0
+    #: tier and latency asked for there, which are charged where the answer does not say
+    asked: tuple[str, str] = ("default", "standard")
     #: adds to usage what an answer does not tell, given when it was sent; None where it tells all
     completed: Callable[[Usage, float], Usage] | None = None
 
@@ -90,8 +92,6 @@ class Call:
     #: what ends a stream that has begun and cannot be completed
     broken: Callable[[str], bytes]
     stream: bool
-    #: tier and latency asked for: they are charged where the answer does not say
-    asked: tuple[str, str]
     legs: tuple[Leg, ...]
     #: legs with the largest output limit that fits so much money, None when not even `floor` tokens do
     clamp: Callable[[int, int], tuple[Leg, ...] | None]

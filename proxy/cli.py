@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from proxy import __version__, priceverbs, settings
+from proxy import __version__, settings
+from proxy.commands import prices as price_commands
 from proxy.errors import ConfigurationError
 
 Command = Callable[[argparse.Namespace], int]
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     _simulate_verb(verbs)
     _replay_verb(verbs)
     _tls_verb(verbs)
-    prices = priceverbs.add_verbs(verbs, _verb)
+    prices = price_commands.add_verbs(verbs, _verb)
     _verb(verbs, "rewrap", "seal signing secrets anew after the master key changed", _rewrap)
     _desk_verbs(verbs, prices)
     return parser

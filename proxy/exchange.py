@@ -212,7 +212,7 @@ class Exchange:
         if usage is None:
             return self._settlement(attempt, State.CEILING, Why.CUT, response)
         failpoints.reach("after_usage", attempt)
-        tier, latency = served.tier or self.call.asked[0], served.latency or self.call.asked[1]
+        tier, latency = served.tier or leg.asked[0], served.latency or leg.asked[1]
         sent_at = time.time() - (time.monotonic() - self.sent_at)
         if leg.completed is not None:
             usage = leg.completed(usage, sent_at)

@@ -21,7 +21,7 @@ from proxy.domain.ledger import Operation
 from proxy.domain.policy import Policy
 from proxy.domain.pricing import Priced
 from proxy.domain.request import Bound
-from proxy.domain.routing import Standing, by_policy, tried
+from proxy.domain.routing import Standing, asked_of, by_policy, tried
 from proxy.errors import BankAway, Forbidden, Invalid, UpstreamUnavailable
 from proxy.ports import MODEL, PRICE, TARGET, Dialect, Labels, Spoken, UpstreamRequest
 
@@ -100,7 +100,8 @@ class Offer:
         """
         priced = self.book.priced(self.route.model, target)
         tokens = self.limit if limit is None else min(limit, self.limit)
-        return priced.ceiling(self.bound, tokens, time.time(), self.horizon)
+        bound = asked_of(target, self.operation, self.bound)
+        return priced.ceiling(bound, tokens, time.time(), self.horizon)
 
     def leg(self, target: Target, limit: int | None = None) -> Leg:
         """One sending there; with `limit`, as if the request had asked for that many tokens at most.
@@ -109,7 +110,7 @@ class Offer:
         raw = self.raw
         if limit is not None and limit < self.limit:
             raw = self.dialect.with_output_limit(self.body, self.raw, limit)
-        now = time.time()
+        now, bound = time.time(), asked_of(target, self.operation, self.bound)
         priced = self.book.priced(self.route.model, target)
         known = self.labels.known
         return Leg(
@@ -120,7 +121,8 @@ class Offer:
             model_label=known(MODEL, target.model) or 0,
             target_label=known(TARGET, target.label) or 0,
             price_label=known(PRICE, priced.version(now)) or 0,
-            request=self._builder(target, raw),
+            request=self._builder(target, raw, bound),
+            asked=(bound.tier, bound.latency),
             completed=partial(priced.completed, self.bound)
             if self.bound.guardrail or self.bound.image_variant
             else None,
@@ -162,7 +164,8 @@ class Offer:
 
         def build(_: UUID) -> UpstreamRequest:
             bound = Bound(input_tokens=0, output_limit=0)
-            return self.sender.request(asked.operation, target, asked.raw, asked.headers, bound, {})
+            made = self.sender.request(asked.operation, target, asked.raw, asked.headers, bound, {})
+            return replace(made, tenant=self.tenant) if self.tenant else made
 
         leg = Leg(
             target=target,
@@ -175,8 +178,8 @@ class Offer:
         )
         return Question(leg=leg, operation=asked.operation, body=asked.raw, read=self.sender.counted)
 
-    def _builder(self, target: Target, raw: bytes) -> Callable[[UUID], UpstreamRequest]:
-        terms = spell(terms_of(self.bound))
+    def _builder(self, target: Target, raw: bytes, bound: Bound) -> Callable[[UUID], UpstreamRequest]:
+        terms = spell(terms_of(bound))
 
         def build(attempt: UUID) -> UpstreamRequest:
             pairs = {ATTEMPT_TAG: str(attempt)}
@@ -184,7 +187,7 @@ class Offer:
                 pairs[TERMS_TAG] = terms
             pairs[CALL_TAG] = str(self.call)
             named = self.dialect.with_model(self.body, raw, target.model_id)
-            made = self.sender.request(self.operation, target, named, self.headers, self.bound, pairs)
+            made = self.sender.request(self.operation, target, named, self.headers, bound, pairs)
             return replace(made, tenant=self.tenant) if self.tenant else made
 
         return build

@@ -203,7 +203,7 @@ class Pipeline:
         return Call(
             id=request.id, caller=caller, operation=endpoint.operation, wire=endpoint.wire, dialect=dialect,
             meter=lambda: dialect.meter(offer.body), broken=self.wires.breaker(endpoint.operation), stream=stream,
-            asked=(bound.tier, bound.latency), legs=legs, clamp=menu.clamp, floor=menu.floor, countable=menu,
+            legs=legs, clamp=menu.clamp, floor=menu.floor, countable=menu,
             spend=spend_for(caller, model.id, tokens, request.id), estimate=tokens, tags=tags,
             label=self.refusals.label(caller), began=request.began,
             headers=[(b"x-tollhouse-call-id", str(request.id).encode())],

@@ -26,6 +26,8 @@ from pathlib import Path
 from struct import Struct
 from uuid import UUID
 
+import orjson
+
 from proxy import failpoints
 from proxy.clock import uuid7
 from proxy.domain.ledger import Settlement, State, Why
@@ -251,14 +253,15 @@ def orphans(directory: Path) -> list[tuple[Path, int]]:
 def encode(s: Settlement) -> bytes:
     """A settlement as compact JSON; `decode` is its inverse."""
     u = s.usage
-    return json.dumps(
-        [
-            int(s.state), int(s.why), s.cost, s.upstream_cost, s.price, s.upstream_request_id, s.status,
-            s.latency_ms, s.first_byte_ms, u.input_tokens, u.output_tokens, u.cache_read_tokens,
-            u.cache_write_5m_tokens, u.cache_write_1h_tokens, u.images, u.guardrail_units, u.exact,
-        ],
-        separators=(",", ":"),
-    ).encode()  # fmt: skip
+    values = [
+        int(s.state), int(s.why), s.cost, s.upstream_cost, s.price, s.upstream_request_id, s.status,
+        s.latency_ms, s.first_byte_ms, u.input_tokens, u.output_tokens, u.cache_read_tokens,
+        u.cache_write_5m_tokens, u.cache_write_1h_tokens, u.images, u.guardrail_units, u.exact,
+    ]  # fmt: skip
+    try:
+        return orjson.dumps(values)
+    except TypeError:  # a count beyond 64 bits, a request id with bytes that are no UTF-8
+        return json.dumps(values, separators=(",", ":")).encode()
 
 
 def decode(attempt: UUID, payload: bytes) -> Settlement:

@@ -7,10 +7,12 @@ process of its own when it has a port of its own.
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
 from threading import Event, Thread
+from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIServer
 
 from granian.constants import HTTPModes, Interfaces, Loops, SSLProtocols
@@ -26,6 +28,10 @@ from proxy.web.admin import check_settings
 
 #: header deadline, milliseconds
 HEADER_MS = 10_000
+#: connections beside those of calls: idle, slow, about to be refused
+IDLE_CONNECTIONS = 16_384
+#: open files that a process asks for where the system lets it
+FILES = 65_536
 _KEEPER_SECONDS = 2.0
 
 
@@ -104,7 +110,30 @@ def check(settings: Settings) -> None:
             raise ConfigurationError(f"{path} is no file (`tollhouse tls init` makes both)")
     if missing:
         raise ConfigurationError(f"{', '.join(missing)} must be set (`tollhouse run` needs none of them)")
+    _check_upstream(settings)
     check_settings(settings)
+
+
+def _check_upstream(settings: Settings) -> None:
+    """A proxy that sends to itself would pay for its own refusals. Raises `ConfigurationError`."""
+    here = {settings.host, "localhost", "127.0.0.1", "::1", "0.0.0.0"}  # noqa: S104 (compared, not bound)
+    ports = {settings.port, settings.admin_port}
+    for url in (settings.bedrock_endpoint_url, settings.bedrock_control_endpoint_url):
+        parts = urlsplit(url)
+        if parts.hostname in here and parts.port in ports:
+            raise ConfigurationError(f"{url} is this proxy itself, it cannot be its own upstream")
+
+
+def _connections(settings: Settings) -> int:
+    """Connections a worker keeps: idle and slow ones count, so that many more than the calls that the
+    pipeline refuses with an answer; never more than files may be open.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < min(hard, FILES):
+        soft = min(hard, FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    wanted = settings.max_calls * 2 + IDLE_CONNECTIONS
+    return max(256, min(wanted, soft - settings.max_calls - 256))
 
 
 def _granian(settings: Settings) -> MPServer:
@@ -120,8 +149,7 @@ def _granian(settings: Settings) -> MPServer:
         http=HTTPModes.auto,
         websockets=False,
         backlog=4096,
-        # above what the pipeline refuses with an answer, so that overload is told and not queued
-        backpressure=settings.max_calls * 2,
+        backpressure=_connections(settings),
         http1_settings=HTTP1Settings(header_read_timeout=HEADER_MS),
         http2_settings=HTTP2Settings(
             max_concurrent_streams=1000, max_headers_size=65_536, keep_alive_interval=30_000

@@ -19,18 +19,22 @@ from proxy.ports import Bank, Recorder
 
 log = logging.getLogger("tollhouse.settler")
 
-#: a settlement of another replica is noticed after so long, seconds
-_POLL_SECONDS = 0.25
+#: a settlement of another replica is noticed after so long, seconds, by so many of those who wait
+_LOOK_SECONDS = 0.25
+_LOOK_AT_ONCE = 8
 
 
 class HeldQueue:
-    """Calls that a budget would have room for if running calls ended. A settlement wakes the first
-    of its budget only: all at once would ask the bank n times for one place. Whoever gets in wakes the
-    next. A call keeps its place while it waits again and again, so nobody is overtaken by polling.
+    """Calls that a budget would have room for if running calls ended.
+
+    In the order in which they came, and without a herd: a settlement wakes the first of its budget only,
+    because all at once would ask the bank n times for one place, and whoever gets in wakes the next. What
+    other replicas settle shows when the first few look again. A call keeps its place however often it waits.
     """
 
     def __init__(self) -> None:
         self._waiting: dict[UUID, list[tuple[int, asyncio.Future[None]]]] = {}
+        self._looking: set[UUID] = set()
         self._places = itertools.count()
 
     def place(self) -> int:
@@ -38,14 +42,15 @@ class HeldQueue:
         return next(self._places)
 
     async def wait(self, budget: UUID, seconds: float, place: int) -> None:
-        """Return when something of the budget came back, when it is time to look again, or after
-        `seconds`.
+        """Return when something of the budget came back, when it is this call's turn to look again, or
+        after `seconds`.
         """
         queue = self._waiting.setdefault(budget, [])
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         bisect.insort(queue, (place, turn), key=_place_of)
+        self._look_again(budget)
         try:
-            async with asyncio.timeout(min(seconds, _POLL_SECONDS)):
+            async with asyncio.timeout(seconds):
                 await turn
         except TimeoutError:
             pass
@@ -58,12 +63,26 @@ class HeldQueue:
     def freed(self, budgets: Iterable[UUID]) -> None:
         """Money of these budgets moved."""
         for budget in budgets:
-            queue = self._waiting.get(budget)
-            while queue:
-                _, turn = queue.pop(0)
-                if not turn.done():
-                    turn.set_result(None)
-                    break
+            self._wake(budget, 1)
+
+    def _wake(self, budget: UUID, most: int) -> None:
+        queue = self._waiting.get(budget)
+        while queue and most:
+            _, turn = queue.pop(0)
+            if not turn.done():
+                turn.set_result(None)
+                most -= 1
+
+    def _look_again(self, budget: UUID) -> None:
+        if budget not in self._looking:
+            self._looking.add(budget)
+            asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look, budget)
+
+    def _look(self, budget: UUID) -> None:
+        self._looking.discard(budget)
+        if budget in self._waiting:
+            self._wake(budget, _LOOK_AT_ONCE)
+            self._look_again(budget)
 
 
 def _place_of(waiting: tuple[int, asyncio.Future[None]]) -> int:

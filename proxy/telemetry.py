@@ -11,12 +11,15 @@ import json
 import logging
 import sys
 import time
-from typing import Any
+from functools import lru_cache
+from typing import Any, TypeVar
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from proxy.domain.ledger import Settled, Settlement, State
 from proxy.domain.usage import Usage
+
+Metric = TypeVar("Metric", Counter, Histogram)
 
 _FAST = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.0, 4.0)
 _SLOW = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 60.0, 120.0, 300.0, 900.0, 3600.0)
@@ -205,6 +208,12 @@ SWEPT = Counter("tollhouse_swept_total", "Attempts resolved by the sweeper")
 RECOVERED = Counter("tollhouse_recovered_total", "Attempts resolved from a flight recorder", ["outcome"])
 
 
+@lru_cache(maxsize=8192)
+def _child(metric: Metric, *labels: str) -> Metric:
+    """`metric.labels(*labels)`, remembered. For metrics whose children are never removed."""
+    return metric.labels(*labels)
+
+
 def settled(settlement: Settlement, result: Settled) -> None:
     """Count what a settlement means for money that must never move."""
     if settlement.state is State.CEILING:
@@ -220,19 +229,19 @@ def moved_on(settlement: Settlement) -> None:
 
 def finished(tenant: str, model: str, operation: str, settlement: Settlement) -> None:
     """Count one resolved call."""
-    CALLS.labels(tenant, model, operation, settlement.state.name).inc()
+    _child(CALLS, tenant, model, operation, settlement.state.name).inc()
     if settlement.latency_ms:
-        UPSTREAM_SECONDS.labels(model).observe(settlement.latency_ms / 1000)
+        _child(UPSTREAM_SECONDS, model).observe(settlement.latency_ms / 1000)
     if settlement.state is not State.POST:
         return
-    COST.labels(tenant, model).inc(settlement.cost)
+    _child(COST, tenant, model).inc(settlement.cost)
     usage = settlement.usage
-    TOKENS.labels(tenant, model, "input").inc(usage.input_tokens)
-    TOKENS.labels(tenant, model, "output").inc(usage.output_tokens)
+    _child(TOKENS, tenant, model, "input").inc(usage.input_tokens)
+    _child(TOKENS, tenant, model, "output").inc(usage.output_tokens)
     if usage.cache_read_tokens:
-        TOKENS.labels(tenant, model, "cache_read").inc(usage.cache_read_tokens)
+        _child(TOKENS, tenant, model, "cache_read").inc(usage.cache_read_tokens)
     if usage.cache_write_tokens:
-        TOKENS.labels(tenant, model, "cache_write").inc(usage.cache_write_tokens)
+        _child(TOKENS, tenant, model, "cache_write").inc(usage.cache_write_tokens)
 
 
 def shared(tenant: str, model: str, result: str, usage: Usage, saved: int) -> None:

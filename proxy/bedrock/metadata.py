@@ -41,7 +41,11 @@ def merged(own: Pairs, client: Pairs) -> dict[str, str]:
     for key, value in own:
         if not (metadata_text(key) and metadata_text(value)):
             raise ValueError(f"request metadata {key!r} breaks Bedrock's rules")
-    result: dict[str, str] = dict(own[:1])
+    if not client and len(own) <= METADATA_PAIRS_MAX:
+        result = dict(own)
+        if len(result) == len(own) and len(orjson.dumps(result)) <= METADATA_JSON_MAX:
+            return result
+    result = dict(own[:1])
     for key, value in (*client, *own[1:]):
         if key in result and (key, value) not in own:
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -14,6 +15,7 @@ from proxy.bedrock.dialects.guardrail import GUARDRAIL
 from proxy.bedrock.eventstream import exception_frame
 from proxy.bedrock.metadata import stamp
 from proxy.bedrock.outcomes import read_error
+from proxy.bedrock.placing import placed
 from proxy.bedrock.sse import error_event
 from proxy.bedrock.translate.chat import chat_over_converse
 from proxy.bedrock.translate.count import count_over_count_tokens
@@ -119,11 +121,13 @@ class BedrockWires:
         if operation is Operation.MESSAGES:
             passed.update((name, headers[name]) for name in _ANTHROPIC_HEADERS if name in headers)
             passed.setdefault("anthropic-version", _ANTHROPIC_VERSION)
+        if target.tier is not None or target.latency is not None:
+            body, passed = placed(operation, target, body, passed, bound)
         raw, stamped = stamp(operation, body, passed, tuple(pairs.items()), bound.metadata)
         return UpstreamRequest(
             target=target,
             method="POST",
-            path=_path(operation, target),
+            path=_path(operation, target.model_id),
             headers=stamped,
             body=raw,
             first_byte_timeout=self._first_byte,
@@ -132,14 +136,15 @@ class BedrockWires:
         )
 
 
-def _path(operation: Operation, target: Target) -> str:
+@lru_cache(maxsize=1024)
+def _path(operation: Operation, model_id: str) -> str:
     fixed = _FIXED.get(operation)
     if fixed is not None:
         return fixed
     if operation is Operation.APPLY_GUARDRAIL:
-        identifier, _, version = target.model_id.rpartition(":")
+        identifier, _, version = model_id.rpartition(":")
         return f"/guardrail/{quote(identifier, safe='')}/version/{quote(version, safe='')}/apply"
-    return f"/model/{quote(target.model_id, safe='')}/{_SUFFIX[operation]}"
+    return f"/model/{quote(model_id, safe='')}/{_SUFFIX[operation]}"
 
 
 def _chat(asked: _Asked) -> Spoken:

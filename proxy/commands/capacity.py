@@ -72,7 +72,10 @@ def served(
             raise ConfigurationError(f"the server refused to show its calls: {page}")
         for item in page["items"]:
             if str(item["target"]).partition("/")[2] == arn:
-                yield datetime.fromisoformat(item["admitted_at"]).timestamp(), int(Decimal(item["cost_usd"]) * NANO)
+                yield (
+                    datetime.fromisoformat(item["admitted_at"]).timestamp(),
+                    int(Decimal(item["cost_usd"]) * NANO),
+                )
         if not page.get("next"):
             return
         asked["cursor"] = page["next"]

@@ -14,8 +14,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from proxy import capacityverb, policyfile, settings
+from proxy import policyfile, settings
 from proxy.adminclient import Access, show
+from proxy.commands import capacity
 from proxy.domain.catalogue import Target
 from proxy.domain.discovery import Lifecycle
 from proxy.domain.pricelist import Change, Names, changed_prices, compare
@@ -53,7 +54,7 @@ def add_verbs(verbs: Any, verb: Adds) -> Any:
     update.add_argument("--endpoint-url", help="instead of AWS's")
     explain = verb(group, "explain", "show the arithmetic of one sending's cost", _explain)
     explain.add_argument("attempt", help="id of the attempt, as in /admin/v1/calls")
-    capacityverb.add_verb(group, verb)
+    capacity.add_verb(group, verb)
     models = verb(verbs, "models", "list models with prices and lifecycle", _models)
     models.add_argument("pattern", nargs="?", default="*", help="glob of model ids")
     models.add_argument(

@@ -42,7 +42,7 @@ SLOT_RETRY_MS = 1_000
 CLOSED_RETRY_MS = 60_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Charge:
     """What one call takes from one bucket. `per_minute` 0 refuses everything."""
 
@@ -68,7 +68,7 @@ class Lease:
     enforce: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Spend:
     """All that one call takes, all or nothing. `id` makes a repetition harmless."""
 
@@ -83,7 +83,7 @@ class Spend:
         return f"th:{{{self.tenant}}}:s:{self.id.hex}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Snapshot:
     """An enforced limit after a decision. `limit` is units per minute (slots for concurrency),
     `burst` the most that `remaining` can be, `reset_ms` the time until it is that again.
@@ -97,7 +97,7 @@ class Snapshot:
     burst: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Decision:
     """`limited` is the enforced limit with the longest wait, None when allowed or denied without
     looking. `observed` are the limits in mode observe that would have refused.

@@ -9,8 +9,8 @@ from proxy.domain.discovery import Capacity
 from proxy.domain.rates import CapacityPrice
 
 HOUR = 3600
-#: commitment as the control plane names it, None for none, to the price file's word
-_COMMITMENTS = {None: "NoCommitment"}
+#: the price file's word where the control plane names no commitment
+_UNCOMMITTED = "NoCommitment"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +30,11 @@ class Use:
 
 
 def used(
-    capacity: Capacity, calls: Iterable[tuple[float, int]], prices: Iterable[CapacityPrice], since: int, until: int
+    capacity: Capacity,
+    calls: Iterable[tuple[float, int]],
+    prices: Iterable[CapacityPrice],
+    since: int,
+    until: int,
 ) -> Use:
     """`calls` are (unix seconds of admission, nano-dollars charged) of every call it served."""
     begun = max(since, capacity.since)
@@ -48,8 +52,7 @@ def model_unit_hour(capacity: Capacity, prices: Iterable[CapacityPrice]) -> int 
     """Nano-dollars of one model unit for an hour, in the capacity's Region before elsewhere. The listed
     model may carry a context (`...-v1:0:128k`): the dearest of the model's counts.
     """
-    region, commitment = capacity.arn.split(":")[3], capacity.commitment
-    wanted = _COMMITMENTS.get(commitment, commitment)
+    region, wanted = capacity.arn.split(":")[3], capacity.commitment or _UNCOMMITTED
     found: dict[bool, int] = {}
     for price in prices:
         terms = dict(price.terms)

@@ -51,6 +51,9 @@ class Target:
     prefix: str | None = None
     #: what tenants are charged per token for capacity that is paid by the hour, None for list prices
     rates: Rates | None = None
+    #: service tier and latency mode that calls ask for here when they name none themselves
+    tier: str | None = None
+    latency: str | None = None
 
     @property
     def label(self) -> str:

@@ -62,9 +62,10 @@ class Found:
             known = lifecycles.get(model)
             if known is None or (known.end_at or 1 << 62) < (found.end_at or 1 << 62):
                 lifecycles[model] = found
+        capacity = {one.arn: one for one in (*self.capacity, *other.capacity)}
         return Found(
             arns={**self.arns, **other.arns}, refused={**self.refused, **other.refused},
-            capacity=(*self.capacity, *other.capacity), lifecycles=lifecycles,
+            capacity=tuple(capacity.values()), lifecycles=lifecycles,
         )  # fmt: skip
 
 

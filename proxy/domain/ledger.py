@@ -92,7 +92,7 @@ class Why(IntEnum):
     CACHE = 10
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Attempt:
     """One sending to be admitted. Uuids and bounded integers only: nothing a client can write.
 
@@ -128,7 +128,7 @@ class Verdict(IntEnum):
     STALE = 4  #: the attempt id's time is more than five minutes off the database's clock
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Admission:
     """Answer to one attempt. The money fields describe the tightest denying budget."""
 
@@ -148,7 +148,7 @@ class Admission:
     admitted_at_us: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Settlement:
     """How one attempt ended. `cost` is what the tenant pays, `upstream_cost` what AWS bills.
 
@@ -180,7 +180,7 @@ class Outcome(IntEnum):
     REFUSED = 4  #: a VOID by absence whose row belongs to another recorder
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Settled:
     outcome: Outcome
     state: State = State.OPEN

@@ -19,7 +19,9 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal, TypeVar
 
-from proxy.domain.catalogue import RoutePolicy, TargetKind
+from proxy.domain.catalogue import RoutePolicy, Target, TargetKind
+from proxy.domain.ledger import Operation
+from proxy.domain.request import Bound
 
 Way = TypeVar("Way")
 
@@ -153,6 +155,28 @@ def _too_many_ceilings(health: Health, tolerance: Tolerance) -> bool:
     if not tolerance.ceilings or health.ceilings < tolerance.ceilings:
         return False
     return health.ceilings * 2 >= health.good + health.bad
+
+
+# ---- what a target asks for ------------------------------------------------------------------
+
+_LATENCY = frozenset(
+    {
+        Operation.INVOKE_MODEL, Operation.INVOKE_MODEL_WITH_RESPONSE_STREAM, Operation.CONVERSE,
+        Operation.CONVERSE_STREAM,
+    }
+)  # fmt: skip
+_TIERED = _LATENCY | {Operation.CHAT_COMPLETIONS, Operation.RESPONSES}
+
+
+def asked_of(target: Target, operation: Operation, bound: Bound) -> Bound:
+    """The request as it is sent there: with the target's service tier and latency mode where it names
+    none itself and the operation has a word for them.
+    """
+    tier = target.tier if bound.tier == "default" and operation in _TIERED else None
+    latency = target.latency if bound.latency == "standard" and operation in _LATENCY else None
+    if tier is None and latency is None:
+        return bound
+    return replace(bound, tier=tier or bound.tier, latency=latency or bound.latency)
 
 
 # ---- order -----------------------------------------------------------------------------------

@@ -28,6 +28,8 @@ _TEXTS = frozenset({".md", ".txt"})
 #: stands for a plan whose file could not be read
 _UNREAD = Plan(name="", version="")
 _FALLBACK_REGION = "us-east-1"
+#: unix seconds after every price version
+_LATEST = 2.0**40
 
 
 def directory(configured: str | Path = "") -> Path:
@@ -141,7 +143,8 @@ class _Loader:
                 route = policies.resolve(spec.name)
                 for place, target in zip(spec.places, route.targets, strict=True):
                     line = place.line
-                    policies.priced(route.model, target)
+                    priced = policies.priced(route.model, target)
+                    priced.rates(_LATEST, target.tier or "default", target.latency or "standard")
             except TollhouseError as error:
                 self.problems.append(Problem(spec.path, line, 1, str(error)))
 

@@ -187,8 +187,9 @@ class PolicySet:
         region = place.region or source_region(place.prefix, self.default_region, self.routes.profiles)
         name = f"{place.prefix}.{model.id}" if place.prefix else model.id
         return Target(
-            model=model.id, model_id=name, region=region, kind=_kind(place.prefix), prefix=place.prefix
-        )
+            model=model.id, model_id=name, region=region, kind=_kind(place.prefix), prefix=place.prefix,
+            tier=place.tier, latency=place.latency,
+        )  # fmt: skip
 
     def _single(self, name: str, model: Model, prefix: str | None, region: str, kind: TargetKind) -> Route:
         target = Target(model=model.id, model_id=name, region=region, kind=kind, prefix=prefix)

@@ -39,6 +39,8 @@ class Place:
     arn: str | None = None
     #: what tenants are charged per token there, None for the model's list price
     rates: Rates | None = None
+    tier: str | None = None
+    latency: str | None = None
     line: int = 0
 
 
@@ -171,7 +173,7 @@ def _base(reader: Reader, models: Mapping[str, Model]) -> Callable[[Node], str |
 
 
 def _place(node: Node, reader: Reader) -> Place:
-    items = reader.table(node, ("profile", "region", "arn", "rates")).items
+    items = reader.table(node, ("profile", "region", "arn", "rates", "tier", "latency")).items
     if isinstance(node, Row):
         return Place(line=node.line)
     kind = ""
@@ -183,6 +185,8 @@ def _place(node: Node, reader: Reader) -> Place:
             arn = None
         elif "profile" in items:
             reader.fail(items["profile"], "a target is an ARN or a profile, not both")
+        elif "tier" in items or "latency" in items:
+            reader.fail(items["arn"], "capacity of one's own has no tier and no latency mode")
         else:
             kind = found["kind"]
     return Place(
@@ -190,6 +194,8 @@ def _place(node: Node, reader: Reader) -> Place:
         region=reader.region(items.get("region")),
         arn=arn,
         rates=_rates(items.get("rates"), kind, reader),
+        tier=reader.choice(items.get("tier"), ("flex", "priority")),
+        latency=reader.choice(items.get("latency"), ("optimized",)),
         line=node.line,
     )
 

@@ -107,6 +107,13 @@ class Lane:
         self._driver, self._planned_at = driver, time.monotonic()
         return driver
 
+    def _ready(self) -> asyncpg.Connection[asyncpg.Record] | None:
+        """The held connection, where nothing has to be done to it first."""
+        driver = self._driver
+        if driver is None or driver.is_closed() or time.monotonic() - self._planned_at > PLAN_AGE_S:
+            return None
+        return driver
+
     async def close(self) -> None:
         await self.batcher.close()
         await self._drop()
@@ -199,8 +206,10 @@ class Lane:
     async def _fetch(self, query: str, columns: Sequence[Any]) -> Sequence[Any]:
         """Raises one of the three ways a batch can fail."""
         try:
-            async with asyncio.timeout(STATEMENT_TIMEOUT_S + CONNECT_TIMEOUT_S):
-                driver = await self.connect()
+            driver = self._ready()
+            if driver is None:
+                async with asyncio.timeout(STATEMENT_TIMEOUT_S + CONNECT_TIMEOUT_S):
+                    driver = await self.connect()
             async with asyncio.timeout(STATEMENT_TIMEOUT_S):
                 return await driver.fetch(query, *columns)
         except BankAway as error:

@@ -22,7 +22,7 @@ LOCKED = "its budgets are locked"
 NO_ACCOUNT = "a budget has no account for this period"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Move:
     """What one caller asks of the bank: a settlement, an admission, or one after the other."""
 
@@ -60,13 +60,16 @@ class Again:
 
 
 def _count(number: int) -> int:
-    return min(max(number, 0), _INT32_MAX)
+    return number if 0 <= number <= _INT32_MAX else min(max(number, 0), _INT32_MAX)
 
 
 def _request_id(text: str | None) -> str | None:
     if text is None:
         return None
-    return "".join(c for c in text[:200] if c.isascii() and c.isprintable())
+    text = text[:200]
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c for c in text if c.isascii() and c.isprintable())
 
 
 #: parameters of the SQL functions, without their prefix s_ or a_

@@ -4,6 +4,8 @@ The application never sees a request whose head can be read in two ways: no host
 that is none, a transfer coding besides `chunked`. Such a request is answered 400 in the dialect of
 its path and its connection is closed, so that nothing that follows on it is taken for a request.
 
+The bodies of the control plane get the deadline that those of calls have.
+
 The framework routes by the decoded path and forgives doubled slashes. The routes that are not
 inference have no use for either: spelled so, a path is no route, and a rule in front of the proxy that
 looks for `/admin` sees every request that gets there.
@@ -14,12 +16,14 @@ in docs/security.md: a Content-Length beside a Transfer-Encoding is dropped and 
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from proxy.errors import Invalid, NotServed, Refusal
 from proxy.web import problems
+from proxy.web.inference import MOUNTS
 from proxy.web.routes import wire_of
 
 Scope = MutableMapping[str, Any]
@@ -32,25 +36,60 @@ _HOST = re.compile(rb"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]
 
 #: decoded beginnings of paths that are the framework's, in any spelling that it forgives
 _DESK = re.compile(r"/*(?:admin|me|health)(?:/|$)")
+#: raw beginnings of paths that are inference whatever follows
+_INFERENCE = tuple(f"{mount}/".encode() for mount in MOUNTS)
 _PLAIN = re.compile(rb"(?:/[A-Za-z0-9._~:@!$&'()*+,=-]+)+")
 
 
 class Door:
-    """An ASGI application in front of another one."""
+    """An ASGI application in front of another one.
 
-    def __init__(self, inner: Application) -> None:
+    `inference` serves what is plainly under an inference path without the framework, whose routing
+    would lead there too; any other spelling of such a path takes the way through `inner`.
+    """
+
+    def __init__(
+        self, inner: Application, inference: Application | None = None, body_seconds: float = 30.0
+    ) -> None:
         self._inner = inner
+        self._inference = inference or inner
+        self._body_seconds = body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = _refusal(scope) if scope["type"] == "http" else None
         if refusal is None:
-            await self._inner(scope, receive, send)
+            plainly = scope["type"] == "http" and scope["raw_path"].startswith(_INFERENCE)
+            if not plainly and scope["type"] == "http" and _DESK.match(scope["path"]):
+                receive = _in_time(receive, self._body_seconds)
+            await (self._inference if plainly else self._inner)(scope, receive, send)
             return
         status, headers, body = problems.render(wire_of(scope["raw_path"]), refusal)
         if isinstance(refusal, Invalid) and scope["http_version"] != "2":
             headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _in_time(receive: Receive, seconds: float) -> Receive:
+    """`receive` that raises `Invalid` for a body that is late or breaks off. Inference reads by itself."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    whole = False
+
+    async def in_time() -> Any:
+        nonlocal whole
+        if whole:
+            return await receive()
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError:
+            raise Invalid(f"the body did not arrive within {seconds:g} s", reason="slow_body") from None
+        if message["type"] == "http.disconnect":
+            raise Invalid("the body broke off or was wrongly framed", reason="broken_body")
+        whole = not message.get("more_body", False)
+        return message
+
+    return in_time
 
 
 def _refusal(scope: Scope) -> Refusal | None:

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import orjson
 from litestar import Response
 
 from proxy.clock import uuid7
@@ -76,7 +75,9 @@ class Connection:
 class Inference:
     """The ASGI application behind every path that is not the admin's."""
 
-    def __init__(self, pipeline: Pipeline, models: Callable[[Request, str], bytes], body_seconds: float) -> None:
+    def __init__(
+        self, pipeline: Pipeline, models: Callable[[Request, str], bytes], body_seconds: float
+    ) -> None:
         self._pipeline = pipeline
         self._models = models
         self._body_seconds = body_seconds
@@ -227,18 +228,4 @@ class _NoEndpoint:
 _no_endpoint: Any = _NoEndpoint()
 
 
-def model_list(names: list[tuple[str, str]]) -> bytes:
-    """`GET /v1/models` in OpenAI's shape, from (id, provider)."""
-    return orjson.dumps({"object": "list", "data": [_model(*name) for name in names]})
-
-
-def one_model(name: str, owner: str) -> bytes:
-    """`GET /v1/models/{id}` in OpenAI's shape."""
-    return orjson.dumps(_model(name, owner))
-
-
-def _model(name: str, owner: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": owner}
-
-
-__all__ = ["Connection", "Inference", "Unavailable", "model_list", "one_model", "raw_path_of"]
+__all__ = ["Connection", "Inference", "Unavailable", "raw_path_of"]

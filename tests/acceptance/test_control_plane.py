@@ -148,3 +148,25 @@ def test_a_profile_of_the_account_is_called_and_priced_by_those_who_may(proxy, s
     [row] = proxy.settled_calls(tenant=own.tenant)
     assert (row["model"], row["target"]) == (LLAMA, f"us-east-1/{PROFILE}")
     assert nano(row["cost_usd"]) == nano(simulator.bill()["total_usd"])
+
+
+def test_the_list_of_models_says_what_they_cost_and_what_ends(proxy, simulator):
+    key = proxy.key(proxy.tenant(overrides={"models_denied": ["meta.llama2*"]}))
+    ending = "ai21.jamba-1-5-mini-v1:0"
+    deadline = time.monotonic() + 10
+    while True:
+        _, _, one = proxy.request("GET", f"/v1/models/{ending}", key=key.bearer_token)
+        if "warning" in one["tollhouse"] or time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    assert one["tollhouse"]["warning"].startswith(
+        ("reaches its end of life in", "has reached its end of life")
+    )
+    assert (one["tollhouse"]["input_usd_per_million"], one["owned_by"]) == ("0.2", "AI21 Labs")
+    _, _, listed = proxy.request("GET", "/v1/models", key=key.bearer_token)
+    items = {item["id"]: item for item in listed["data"]}
+    assert items["llama-405b"]["tollhouse"] | {"end_of_life": ""} == {
+        "model": LLAMA, "region": "us-east-2", "input_usd_per_million": "2.4", "output_usd_per_million": "2.4",
+        "end_of_life": "", **({"warning": w} if (w := items["llama-405b"]["tollhouse"].get("warning")) else {}),
+    }  # fmt: skip
+    assert not [name for name in items if "llama2" in name]

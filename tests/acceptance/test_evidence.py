@@ -86,6 +86,7 @@ def to_s3(aws: str, some: list[dict[str, Any]], name: str) -> None:
 
 
 def bill_of(simulator: Any, item: dict[str, Any]) -> dict[str, Any]:
+    one: dict[str, Any]
     [one] = [
         c for c in get_json(f"{simulator.url}/_bill")["calls"]
         if c["metadata"].get("tollhouse-attempt") == item["attempt"]

@@ -138,14 +138,29 @@ class Company:
         status, _, answer = self.proxy.request("POST", f"/model/{model}/converse", body, key=token)
         return status, answer
 
+    def await_token(self, token: str) -> None:
+        """A fresh key is known everywhere within a second; a busy machine may take longer."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            status, _, answer = self.proxy.request("GET", "/v1/models", key=token)
+            if status == 200:
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"an issued key was not accepted within 30 s: {status} {answer}")
+
     def work(self, calls: int) -> None:
         """Every tenant makes so many calls, of differing size; they must all succeed."""
         jobs = [(slug, n) for n in range(calls) for slug in self.tokens]
 
         def one(job: tuple[str, int]) -> int:
             slug, n = job
-            size = 5 + zlib.crc32(f"{slug}/{n}".encode()) % 60
-            return self.ask(self.tokens[slug], MODEL if n % 3 else OTHER, size, team=slug[-1])[0]
+            size, status = 5 + zlib.crc32(f"{slug}/{n}".encode()) % 60, 503
+            for _ in range(20):  # on a busy machine a call may be told to come again
+                status = self.ask(self.tokens[slug], MODEL if n % 3 else OTHER, size, team=slug[-1])[0]
+                if status != 503:
+                    break
+                time.sleep(0.5)
+            return status
 
         with ThreadPoolExecutor(4) as pool:
             assert set(pool.map(one, jobs)) == {200}
@@ -160,6 +175,12 @@ class Company:
                 return
             time.sleep(0.2)
         raise AssertionError("the proxy did not follow the time")
+
+    def log(self) -> str:
+        """What the processes said, and how they are."""
+        assert self.proxy.log is not None
+        ended = [process.poll() for process in self.proxy.processes]
+        return f"ended: {ended}\n{self.proxy.log.read_text()[-4000:]}"
 
     def bill(self) -> int:
         return sum(nano(simulator.bill()["total_usd"]) for simulator in self.simulators)
@@ -191,7 +212,8 @@ def company(
         first = new_simulator()
         settings = {
             "TOLLHOUSE_POLICIES_DIR": str(policies), "TOLLHOUSE_OIDC_ISSUER": issuer.url,
-            "TOLLHOUSE_OIDC_AUDIENCE": "tollhouse", "TOLLHOUSE_OIDC_ROLES": "admin=platform; auditor=finance",
+            "TOLLHOUSE_ADMIT_TIMEOUT_MS": "20000", "TOLLHOUSE_OIDC_AUDIENCE": "tollhouse",
+            "TOLLHOUSE_OIDC_ROLES": "admin=platform; auditor=finance",
         }  # fmt: skip
         proxy = Proxy(
             server.url_for(role=APPLICATION), session_redis_url, first.url, folder / "state", settings
@@ -222,7 +244,8 @@ def onboard(company: Company) -> None:
         company.tokens[slug], company.key_ids[slug] = key["bearer_token"], key["id"]
     assert len(company.cli("tenants", "list")["items"]) == TENANTS
     assert "team-07" in company.cli_text("tenants", "list", "--limit", "50")
-    time.sleep(1.2)  # issued keys are known everywhere within a second
+    for token in company.tokens.values():
+        company.await_token(token)
 
 
 def rotate(company: Company) -> str:
@@ -230,8 +253,8 @@ def rotate(company: Company) -> str:
     old = company.tokens["team-03"]
     fresh = company.cli("keys", "rotate", company.key_ids["team-03"], "--grace-seconds", "86400")
     company.tokens["team-03"] = fresh["bearer_token"]
-    time.sleep(1.2)
-    assert company.ask(old)[0] == company.ask(fresh["bearer_token"])[0] == 200
+    company.await_token(fresh["bearer_token"])
+    assert (company.ask(old)[0], company.ask(fresh["bearer_token"])[0]) == (200, 200)
     return old
 
 
@@ -240,17 +263,16 @@ def overspend(company: Company) -> None:
     company.cli("tenants", "create", "spender", "Big Spender")
     key = company.cli("keys", "issue", "spender", "batch")
     budget = company.cli("budgets", "create", "tenant:spender", "month", "0.0005", "--thresholds", "0.5")
-    time.sleep(1.2)
     token = key["bearer_token"]
+    company.await_token(token)
     statuses = [company.ask(token, words=200 + n)[0] for n in range(60)]
     assert statuses[0] == 200 and statuses[-1] in (400, 429), statuses
     stopped = company.cli("budgets", "show", budget["id"])
     assert nano(stopped["settled_usd"]) + nano(stopped["reserved_usd"]) <= nano("0.0005")
-    for _ in range(300):
-        told = company.cli("alerts", "list", "--kind", "threshold", "--tenant", "spender")["items"]
-        if told:
-            break
-        time.sleep(0.1)
+    deadline = time.monotonic() + 90
+    while not (told := company.cli("alerts", "list", "--kind", "threshold", "--tenant", "spender")["items"]):
+        assert time.monotonic() < deadline, company.log()
+        time.sleep(0.2)
     assert len(told) == 1 and "50 %" in told[0]["message"]
     company.cli("budgets", "adjust", budget["id"], "1", "launch week")
     assert company.ask(token, words=300)[0] == 200
@@ -329,14 +351,14 @@ def assert_month_end(company: Company) -> None:
     report = company.cli("reports", "spend", "--group-by", "tenant,month")
     assert nano(report["total_usd"]) == total and {one["month"] for one in report["items"]} == {MONTH}
     by_tag = company.cli("reports", "spend", "--group-by", "tag:team")
-    assert nano(by_tag["total_usd"]) == total and len(by_tag["items"]) == 11
+    assert nano(by_tag["total_usd"]) == total and len(by_tag["items"]) == 12
     exported = company.cli_text("reports", "spend", "--format", "focus")
     rows = list(csv.DictReader(io.StringIO(exported)))
     assert focus.violations(list(rows[0]), rows) == []
     assert sum(nano(row["BilledCost"]) for row in rows) == total
     assert company.cli("audit", "verify") == {"intact": True, "first_bad": None}
 
-    assert company.ask(company.tokens["spender"], words=301)[0] == 200  # a new month, a new budget
+    assert company.ask(company.tokens["spender"], words=7)[0] == 200  # a new month, a new budget
     [fresh] = company.cli("budgets", "list", "--tenant", "spender")["items"]
     assert nano(fresh["effective_limit_usd"]) == nano("0.0005")
     tested = company.cli(

@@ -14,6 +14,7 @@ import pytest
 from proxy import policyfile
 from tests.support.stack import LLAMA, Key, Proxy, nano, running
 
+NOVA = "amazon.nova-pro-v1:0"
 SMALL = "meta.llama3-1-8b-instruct-v1:0"
 CAPACITY = "arn:aws:bedrock:us-east-1:123456789012:provisioned-model/llama31405b0"
 CREATING = "arn:aws:bedrock:us-east-1:123456789012:provisioned-model/notready0000"
@@ -30,6 +31,12 @@ routes:
     model: {LLAMA}
     policy: spill
     targets: [{{region: us-west-2}}, {{arn: "{CAPACITY}", rates: {{input: "0.5", output: "0.75"}}}}]
+  cheap-tier:
+    model: openai.gpt-oss-120b-1:0
+    targets: [{{region: us-west-2, tier: flex}}, {{region: us-west-2}}]
+  fast:
+    model: {NOVA}
+    targets: [{{profile: us, region: us-east-1, latency: optimized}}]
   not-ready:
     model: {SMALL}
     policy: spill
@@ -168,6 +175,48 @@ def test_it_spills_over_when_it_is_throttled_or_not_ready(proxy, ask, simulator)
     assert nano(rows[1]["cost_usd"]) == nano(simulator.bill()["total_usd"])
     status, headers, _ = ask("not-ready")
     assert (status, attempts(proxy, headers)[1]["target"]) == (200, f"us-west-2/{SMALL}")
+
+
+@pytest.mark.parametrize(
+    "path", ["/model/cheap-tier/converse", "/model/cheap-tier/invoke", "/v1/chat/completions"]
+)
+def test_a_target_asks_for_its_service_tier_and_is_charged_for_the_one_served(proxy, key, simulator, path):
+    content: Any = [{"text": "hello"}] if path.endswith("converse") else "hello"
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": content}]}
+    body |= {} if path.endswith("converse") else {"max_tokens": 30}
+    body |= {"model": "cheap-tier"} if path.startswith("/v1") else {}
+    sent = {"Cache-Control": "no-store"}
+    status, headers, answer = proxy.request("POST", path, body, key=key.bearer_token, headers=sent)
+    assert status == 200, answer
+    [row] = attempts(proxy, headers)
+    [billed] = simulator.bill()["calls"]
+    assert nano(row["cost_usd"]) == nano(simulator.bill()["total_usd"])
+    assert billed["service_tier"] == "flex"
+    body |= (
+        {"serviceTier": {"type": "priority"}} if path.endswith("converse") else {"service_tier": "priority"}
+    )
+    if not path.endswith("invoke"):
+        _, headers, _ = proxy.request("POST", path, body, key=key.bearer_token, headers=sent)
+        assert simulator.bill()["calls"][-1]["service_tier"] == "priority", (
+            "what the client asks for itself stays"
+        )
+        assert nano(attempts(proxy, headers)[0]["cost_usd"]) == nano(
+            simulator.bill()["calls"][-1]["cost_usd"]
+        )
+
+
+def test_latency_optimized_is_asked_for_and_its_silent_fallback_priced_as_echoed(proxy, key, simulator):
+    path, body = "/model/fast/converse", {"messages": [{"role": "user", "content": [{"text": "hello"}]}]}
+    rows = []
+    for _ in range(2):
+        sent = {"Cache-Control": "no-store"}
+        _, headers, _ = proxy.request("POST", path, body, key=key.bearer_token, headers=sent)
+        rows += attempts(proxy, headers)
+        simulator.fault({"fault": "downgrade", "model": NOVA, "times": 1})
+    billed = simulator.bill()["calls"]
+    assert [call["latency"] for call in billed] == ["optimized", "standard"]
+    assert [nano(row["cost_usd"]) for row in rows] == [nano(call["cost_usd"]) for call in billed]
+    assert rows[0]["ceiling_usd"] == rows[1]["ceiling_usd"]
 
 
 def test_a_route_of_capacity_only_never_leaves_it(proxy, ask, simulator):

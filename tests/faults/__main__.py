@@ -4,6 +4,7 @@
 --seed N            the schedule; the same seed plays the same schedule
 --only TEXT         only rounds whose name contains it
 --root DIR          the source tree under test
+--mutants           break the program in every known way instead: each must be caught
 --json FILE         the result as JSON, for the table in docs/reliability.md
 """
 
@@ -19,7 +20,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tests.faults import plan, rounds
+from tests.faults import mutants, plan, rounds
 from tests.faults.oracle import Verdict
 from tests.faults.plan import Job
 from tests.faults.world import REPOSITORY, World, rng_of, world
@@ -36,7 +37,12 @@ def main() -> int:
     parser.add_argument("--only", default="")
     parser.add_argument("--root", type=Path, default=REPOSITORY)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--mutants", action="store_true")
     options = parser.parse_args()
+    if options.mutants:
+        caught, put_in = asyncio.run(mutants.hunt_all(options.seed, options.only))
+        print(f"{caught} of {put_in} mutants were caught")
+        return int(caught < put_in)
     jobs = [job for job in plan.FORMS[options.form]() if options.only.lower() in job.name.lower()]
     if not jobs:
         parser.error(f"no round is called {options.only!r}")

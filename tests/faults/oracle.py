@@ -20,6 +20,7 @@ from tests.faults.world import World
 OPEN, POST, VOID, CEILING, HIT = 0, 1, 2, 3, 4
 NAMES = {OPEN: "OPEN", POST: "POST", VOID: "VOID", CEILING: "CEILING", HIT: "HIT"}
 REFUND, ADJUST, OVERRUN = 5, 6, 7
+CUT = 3  # the reason of an entry
 
 _ATTEMPTS = """SELECT attempt, call, ceiling, state, coalesce(cost, 0) AS cost, coalesce(upstream_cost, 0) AS upstream,
  holds, upstream_request_id, admitted_at, finished_at, extra_entries, why FROM attempts WHERE tenant = ANY ($1)"""
@@ -143,6 +144,10 @@ def judge(found: Books, crowd: Crowd, evidence: Evidence) -> Verdict:
     _entries(found, verdict)
     _accounts(found, verdict)
     _clients(found, crowd, evidence, verdict)
+    if verdict.counts["ceiling never arrived"] > max(3, len(found.rows) // 100):
+        verdict.wrong(
+            f"{verdict.counts['ceiling never arrived']} attempts were cut before they reached Bedrock"
+        )
     verdict.counts["calls"] = len(crowd.shots)
     verdict.counts["answered"] = crowd.answered
     verdict.counts["attempts"] = len(found.rows)
@@ -185,7 +190,9 @@ def _row(attempt: UUID, row: Any, found: Books, evidence: Evidence, verdict: Ver
         if row["cost"] < billed:
             verdict.wrong(f"overspent: attempt {attempt} was billed {billed} and is charged {row['cost']}")
         explained = attempt in evidence.sent or evidence.blind or evidence.lost
-        if not explained and (call is None or call["completed"]):
+        if call is None and row["why"] == CUT and not explained:
+            verdict.counts["ceiling never arrived"] += 1  # written to a connection that was just being closed
+        elif not explained and (call is None or call["completed"]):
             verdict.wrong(
                 f"not exact: attempt {attempt} is at its ceiling without a reason (billed {billed}, {name})"
             )

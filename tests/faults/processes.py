@@ -141,6 +141,8 @@ class Tree:
         """False while this death would look like a crash loop to granian."""
         slot, at = self._last
         quiet = time.monotonic() - at
+        if len(self.children()) < int(self.proxy.settings.get("TOLLHOUSE_WORKERS", "1")):
+            return False  # it has not noticed the last one yet
         return quiet > CRASH_LOOP_SECONDS or (self.slot(pid) != slot and quiet > _GAP_SECONDS)
 
     async def freeze(self, pid: int) -> bool:
@@ -211,6 +213,7 @@ class Tree:
         if self.alive:
             return
         self.exits += 1
+        self.deaths.append(Death(time.time(), 0, "server exit"))  # its workers died with it, unseen
         self.launch(quiet=self.quiet, **self.settings)
         if ready:
             await self.await_ready()

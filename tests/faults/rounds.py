@@ -207,7 +207,7 @@ def at_points(*points: str) -> Storm:
             await _kill_stopped(world, turn)
         await world.tree.kill()
         await world.tree.start()
-        turn.evidence.reached = _reached(world, start)
+        turn.evidence.reached = reached(world, start)
         for _, point in turn.evidence.reached:
             turn.counts[f"died at {point}"] += 1
 
@@ -265,7 +265,7 @@ def failing(point: str) -> Storm:
         await world.tree.kill()
         await world.tree.start()
         if point in {"after_first_byte", "mid_stream"}:
-            turn.evidence.sent |= {attempt for attempt, _ in _reached(world, start)}
+            turn.evidence.sent |= {attempt for attempt, _ in reached(world, start)}
 
     return storm
 
@@ -280,7 +280,7 @@ def _wrong_ends(found: Books, evidence: Evidence) -> list[str]:
     return wrong
 
 
-def _reached(world: World, start: int) -> list[tuple[UUID, str]]:
+def reached(world: World, start: int) -> list[tuple[UUID, str]]:
     with world.tree.log.open("rb") as log:
         log.seek(start)
         text = log.read().decode(errors="replace")

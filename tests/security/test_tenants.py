@@ -269,9 +269,7 @@ def test_no_state_of_one_tenant_can_be_named_by_another(world: World, simulator:
     assert simulator.requests() == []
 
 
-def test_what_is_on_the_allow_list_of_one_tenant_is_not_on_anothers(
-    world: World, simulator: Any
-) -> None:
+def test_what_is_on_the_allow_list_of_one_tenant_is_not_on_anothers(world: World, simulator: Any) -> None:
     guardrail = "arn:aws:bedrock:us-east-1:123456789012:guardrail/ofa"
     pattern = {"arns_allowed": [guardrail, "*profile/*"]}
     etag = world.stack.request("GET", f"/admin/v1/tenants/{world.a.slug}")[1]["etag"]

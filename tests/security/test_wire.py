@@ -77,6 +77,14 @@ def test_a_request_framed_in_two_ways_is_refused_and_its_connection_closed(
     assert simulator.requests() == []
 
 
+@pytest.mark.parametrize("name", [name for name, (framing, _) in REFUSED.items() if framing == TE])
+def test_a_broken_body_is_refused_by_the_control_plane_too(stack: Proxy, name: str) -> None:
+    line = b"POST /admin/v1/tenants HTTP/1.1\r\n"
+    heard = say(stack.port, post(stack.admin_key, TE, body=REFUSED[name][1], line=line))
+    assert heard.statuses in ([400], [413]), heard.data[:400]
+    assert heard.closed
+
+
 #: what RFC 9112 lets a server settle by itself and hyper does settle; the list wants 400 for it
 SETTLED: dict[str, tuple[bytes, bytes]] = {
     "CL and TE": (b"Content-Length: " + SIZE + b"\r\n" + TE, chunked()),

@@ -132,7 +132,7 @@ class World:
         return Call(
             id=uuid7(), caller=caller, operation=operation, wire="bedrock", dialect=dialect,
             meter=lambda: dialect.meter({}), broken=BedrockWires(first_byte=1, idle=1).breaker(operation),
-            stream=stream, asked=("default", "standard"), spend=None, estimate=5, tags=0, label="acme",
+            stream=stream, spend=None, estimate=5, tags=0, label="acme",
             began=time.monotonic(), legs=tuple(self.leg(i) for i in range(legs)),
             price_label=lambda version: None, deny=lambda a, ceiling, floor: denial(a, ceiling, floor, "acme"),
             clamp=lambda headroom, floor: None, floor=lambda tokens: CEILING,

@@ -76,7 +76,7 @@ ARROWS: dict[str, set[str]] = {
     "simulator": set(),
 }
 #: Composition roots: they know every room, and no other room knows them.
-ROOTS = {"app", "background", "cli", "commands", "priceverbs", "runner", "seed", "server", "__main__"}
+ROOTS = {"app", "background", "cli", "commands", "runner", "seed", "server", "__main__"}
 
 #: Third-party package -> the rooms that may import it. AWS's SDK is barred from the composition roots too.
 BORDERS: dict[str, set[str]] = {

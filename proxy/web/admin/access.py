@@ -19,6 +19,7 @@ from litestar.params import ParameterKwarg
 from proxy.domain.roster import Role
 from proxy.errors import ConfigurationError
 from proxy.keys import Keyring
+from proxy.web.admin.lockout import Lockout
 from proxy.web.admin.problems import forbidden, invalid, not_found, unauthenticated
 
 BOOTSTRAP_CHARS_MIN = 24
@@ -75,22 +76,21 @@ class AdminAuthenticator:
         self._keyring = keyring
         self._store = store
         self._tokens = tokens
+        self._lockout = Lockout()
         self._bootstrap = keyring.admin_secret_digests(bootstrap_key)[0] if bootstrap_key else None
 
-    async def principal(self, authorization: str | None) -> Principal:
-        """The principal behind an `Authorization` header.
+    async def principal(self, authorization: str | None, address: str = "") -> Principal:
+        """The principal behind an `Authorization` header that came from `address`.
 
         Raises a `Problem`: 403 for an issued key (which is good for other routes), else 401. Equal
-        answers for every other way to be wrong.
+        answers for every other way to be wrong; 429 for who guesses on and on.
         """
         scheme, _, token = (authorization or "").partition(" ")
         longest = TOKEN_CHARS_MAX if self._tokens is not None else 512
         if scheme.lower() != "bearer" or not token or len(token) > longest:
             raise unauthenticated()
-        if self._bootstrap is not None:
-            digest = self._keyring.admin_secret_digests(token)[0]
-            if hmac.compare_digest(digest, self._bootstrap):
-                return Principal(ident="bootstrap", name="bootstrap", role="admin")
+        if self._bootstrap is not None and self._is_bootstrap(token, address):
+            return Principal(ident="bootstrap", name="bootstrap", role="admin")
         if self._tokens is not None and token.count(".") == 2:
             return await self._tokens.principal(token)
         digests = self._keyring.admin_digests(token)
@@ -100,6 +100,16 @@ class AdminAuthenticator:
         if self._keyring.is_bearer(token):
             raise forbidden("an issued key is no admin key")
         raise unauthenticated()
+
+    def _is_bootstrap(self, token: str, address: str) -> bool:
+        jwt = self._tokens is not None and token.count(".") == 2
+        guess = not (jwt or self._keyring.is_admin(token) or self._keyring.is_bearer(token))
+        if guess:
+            self._lockout.check(address)
+        found = hmac.compare_digest(self._keyring.admin_secret_digests(token)[0], self._bootstrap or b"")
+        if guess and not found:
+            self._lockout.failed(address)
+        return found
 
 
 class Gate:
@@ -114,7 +124,8 @@ class Gate:
         headers = connection.headers.getall("authorization", [])
         if len(headers) > 1:
             raise unauthenticated()
-        principal = await self._authenticator.principal(headers[0] if headers else None)
+        address = connection.client.host if connection.client else ""
+        principal = await self._authenticator.principal(headers[0] if headers else None, address)
         if principal.role == "auditor" and connection.scope.get("method") not in READING:
             raise forbidden("an auditor may read, and nothing else")
         refuse_unknown_parameters(connection, handler)

@@ -18,7 +18,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 
 from proxy.domain.control import ControlError, MissingError, RangeError, VersionError
-from proxy.errors import BankAway, ConfigurationError, Refusal, Unauthenticated, Unavailable
+from proxy.errors import BankAway, ConfigurationError, Invalid, Refusal, Unauthenticated, Unavailable
 from proxy.web.schemas import FieldError, ProblemOut
 
 log = logging.getLogger(__name__)
@@ -147,6 +147,8 @@ def _from_refusal(error: Refusal) -> Problem:
         return Problem(401, error.reason.replace("_", "-"), str(error), headers=headers)
     if isinstance(error, Unavailable):
         return _unavailable(str(error))
+    if isinstance(error, Invalid):
+        return Problem(400, error.reason.replace("_", "-"), str(error))
     return Problem(403, error.reason.replace("_", "-"), str(error))
 
 

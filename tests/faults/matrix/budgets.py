@@ -73,6 +73,39 @@ async def _rush(world: World, crowd: Crowd, caller: Caller, rng: random.Random, 
         )
 
 
+async def edge(world: World, crowd: Crowd, rng: random.Random, turn: Round) -> None:
+    """Forty callers on a budget with room for eight, whose calls cost nothing in the end: every admission is
+    the last one that fits. The account is looked at all the time.
+    """
+    ceiling = await _ceiling(world, crowd, rng)
+    owner = await roster.tenant(world)
+    caller = await roster.key(world, owner)
+    budget = await roster.budget(world, "tenant", owner, owner, "month", 8 * ceiling + ceiling // 2)
+    crowd.tenants.append(owner)
+    crowd.budgets.append(budget)
+    await load.await_keys(world, [caller])
+    end = asyncio.get_running_loop().time() + turn.kills
+    tasks = [asyncio.create_task(_at_edge(world, crowd, caller, rng, end)) for _ in range(40)]
+    most = 0
+    while not all(task.done() for task in tasks):
+        account = await _account(world, budget)
+        most = max(most, account["reserved"] + account["settled"])
+        turn.counts["looks at the edge"] += 1
+        await asyncio.sleep(0.004)
+    if most > 8 * ceiling + ceiling // 2:
+        turn.wrong.append(f"overspent: {most / ceiling:.1f} calls were in where 8 fit")
+    if most < 5 * ceiling:
+        turn.wrong.append(f"only {most / ceiling:.1f} calls were in where 8 fit: the edge was not reached")
+
+
+async def _at_edge(world: World, crowd: Crowd, caller: Caller, rng: random.Random, end: float) -> None:
+    while asyncio.get_running_loop().time() < end:
+        words = f"{rng.getrandbits(64):016x} {_WORDS} [[fault=error:ValidationException]] [[delay_ms=30]]"
+        shot = Shot("InvokeModel", spoilt=True)
+        await shoot(shot, world.address, request_of("localhost", "InvokeModel", caller.token, words, 16))
+        crowd.shots.append(shot)
+
+
 async def lowered(world: World, crowd: Crowd, rng: random.Random, turn: Round) -> None:
     """A limit lowered below what is committed holds at once for new calls and falls with every release."""
     for _ in range(turn.kills):

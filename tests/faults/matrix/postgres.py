@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 
 from tests.faults.door import Door
 from tests.faults.load import Crowd
-from tests.faults.rounds import Round
+from tests.faults.rounds import Round, reached
 from tests.faults.world import World
 
 #: the longest a refusal may take, seconds: the deadline of admission and what a loaded machine adds
@@ -72,6 +72,23 @@ async def gone(world: World, crowd: Crowd, rng: random.Random, turn: Round) -> N
     turn.counts["seconds without Postgres"] += turn.kills
     await _serves_again(world, crowd, turn)
     _refusals(crowd, began, turn)
+
+
+async def replay_killed(world: World, crowd: Crowd, rng: random.Random, turn: Round) -> None:
+    """The bank is away, calls end meanwhile, and the worker dies when it is about to settle them later."""
+    start = world.tree.log.stat().st_size
+    for _ in range(turn.kills):
+        await world.tree.kill()
+        await world.tree.start(TOLLHOUSE_FAIL_POINT=f"settle_later:{rng.randint(1, 4)}:stop")
+        await asyncio.sleep(rng.uniform(0.3, 0.8))
+        await asyncio.to_thread(world.postgres.kill)
+        await asyncio.sleep(4.0)
+        await world.tree.kill()
+        await asyncio.to_thread(world.postgres.restart)
+        await world.reconnect()
+        await world.tree.start()
+    turn.evidence.reached = reached(world, start)
+    turn.counts["died at settle_later"] += len(turn.evidence.reached)
 
 
 def _refusals(crowd: Crowd, began: float, turn: Round) -> None:

@@ -3,6 +3,7 @@
 import datetime as dt
 import ipaddress
 import json
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -35,7 +36,7 @@ NIL = UUID(int=0)
 
 
 def budget(spent: int, limit: int = 100 * USD, **more) -> BudgetFacts:
-    values = {
+    values: dict[str, Any] = {
         "budget": NIL, "account": 7, "tenant": NIL, "scope": "tenant:acme", "period": "month", "limit": limit,
         "spent": spent, "starts_at": BEGAN, "ends_at": ENDS, "thresholds": ("0.5", "0.8", "1"),
     }  # fmt: skip
