@@ -28,6 +28,7 @@ from proxy.postgres.evidence import PostgresEvidence
 from proxy.postgres.keeper import Keeper
 from proxy.postgres.labels import PostgresLabels
 from proxy.postgres.repeats import PostgresRepeats
+from proxy.postgres.templated import PostgresTemplated
 from proxy.postgres.upkeep import PostgresUpkeep
 from proxy.server import check
 from proxy.settings import Settings
@@ -36,6 +37,7 @@ from proxy.worker.deliveries import Courier
 from proxy.worker.evidence import Investigator, LogReader
 from proxy.worker.reconciliation import Reconciler
 from proxy.worker.reports import Bookkeeper
+from proxy.worker.templates import Gardener
 
 log = logging.getLogger("tollhouse.worker")
 
@@ -48,6 +50,7 @@ ROLL_SECONDS = 15.0
 WATCH_SECONDS = 15.0
 SPEND_SECONDS = 300.0
 DELIVER_SECONDS = 2.0
+TEMPLATE_SECONDS = 10.0
 MONTHS_AHEAD = 4
 _BUDGETS_SHOWN = 500
 
@@ -147,9 +150,16 @@ def desk_duties(settings: Settings, engine: AsyncEngine) -> list[Duty]:
     )
     courier = Courier(store, keyring, networks)
 
+    watch = policyfile.Watch(settings.policies_dir, region=settings.aws_region)
+    gardener = Gardener(PostgresTemplated(engine), lambda: watch.current)
+
     async def deliver() -> None:
         while await courier.round():
             pass
+
+    async def templates() -> None:
+        await asyncio.to_thread(watch.reload_if_changed)
+        await gardener.round()
 
     return [
         Duty("roll", ROLL_SECONDS, bookkeeper.roll),
@@ -158,6 +168,7 @@ def desk_duties(settings: Settings, engine: AsyncEngine) -> list[Duty]:
         Duty("watch spend", SPEND_SECONDS, watchman.spend_and_ceilings),
         Duty("forget alerts", DAY_SECONDS, watchman.prune),
         Duty("deliver", DELIVER_SECONDS, deliver),
+        Duty("templates", TEMPLATE_SECONDS, templates),
     ]
 
 

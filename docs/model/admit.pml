@@ -3,8 +3,9 @@
  *
  * The names are the code's:
  *   opened, sent, done, closed, resolve             proxy/recorder.py
- *   _attempt, _admit, _forward, _move_on, _resolve,
- *   _void_later                                     proxy/exchange.py
+ *   _mint, _admit, move_on, resolve,
+ *   _void_later                                     proxy/reservation.py
+ *   _forward                                        proxy/exchange.py
  *   later                                           proxy/settler.py
  *   recover                                         proxy/worker/recovery.py
  *   admit, settle, settle_and_admit, sweep          the bank's functions, proxy/postgres/sql
@@ -331,7 +332,7 @@ inline write(x, what)
   record[x] = record[x] | what
 }
 
-/* _attempt: minted and opened in the flight recorder before the bank can know it. */
+/* _mint: minted and opened in the flight recorder before the bank can know it. */
 inline opened(x)
 {
   x = minted; minted++;

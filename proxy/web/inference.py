@@ -28,6 +28,10 @@ Send = Callable[[dict[str, Any]], Any]
 HARD_BODY_BYTES = 25_000_000
 MAX_HEADER_BYTES = 65_536
 DISCARDED_BYTES = 100_000_000
+#: bytes of bodies that came in pieces which one worker holds at a time; large ones above it are refused
+HELD_BYTES = 512_000_000
+LARGE_BYTES = 1_000_000
+BUSY = "the proxy is busy; please retry"
 
 
 class Connection:
@@ -81,6 +85,8 @@ class Inference:
         self._pipeline = pipeline
         self._models = models
         self._body_seconds = body_seconds
+        self._inside = 0
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         raw_path = raw_path_of(scope)
@@ -103,10 +109,11 @@ class Inference:
 
     async def _serve(self, scope: Scope, raw_path: bytes, connection: Connection, receive: Receive) -> None:
         headers = _headers(scope["headers"])
+        mine: list[int] = []
         request = Request(
             id=uuid7(), endpoint=_no_endpoint, method=scope["method"], raw_path=raw_path,
             query=scope.get("query_string", b""), raw_headers=scope["headers"], headers=headers,
-            read=lambda limit: self._read(receive, headers, limit),
+            read=lambda limit: self._read(receive, headers, limit, mine),
         )  # fmt: skip
         asked = listed(raw_path) if request.method == "GET" else None
         if asked is not None:
@@ -114,7 +121,14 @@ class Inference:
             await connection.answer(200, [(b"content-type", b"application/json")], body)
             return
         request.endpoint = match(request.method, raw_path)
-        await self._pipeline.handle(request, connection)
+        if self._inside >= self._pipeline.max_calls:
+            raise Unavailable(BUSY, reason="overloaded")
+        self._inside += 1
+        try:
+            await self._pipeline.handle(request, connection)
+        finally:
+            self._inside -= 1
+            self._held -= sum(mine)
 
     async def _refuse(self, wire: Wire, refusal: Refusal, connection: Connection) -> None:
         if connection.begun:
@@ -126,8 +140,10 @@ class Inference:
             status, headers, body = problems.render(wire, refusal)
         await connection.answer(status, headers + refusal.headers, body)
 
-    async def _read(self, receive: Receive, headers: Mapping[str, str], limit: int) -> bytes:
-        """The request body. Refuses by Content-Length first, then by what really arrives."""
+    async def _read(self, receive: Receive, headers: Mapping[str, str], limit: int, mine: list[int]) -> bytes:
+        """The request body. Refuses by Content-Length first, then by what really arrives. `mine` gets the
+        bytes that count as held until the request has ended.
+        """
         limit = min(limit, HARD_BODY_BYTES)
         if "content-encoding" in headers and headers["content-encoding"] not in ("", "identity"):
             raise Invalid("compressed request bodies are not accepted", reason="content_encoding")
@@ -150,6 +166,10 @@ class Inference:
                         raise Invalid("the body broke off or was wrongly framed")
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
+                    self._held += len(parts[-1])
+                    mine.append(len(parts[-1]))
+                    if self._held > HELD_BYTES and size > LARGE_BYTES:
+                        raise Unavailable(BUSY, reason="overloaded")
                     if size > limit:
                         parts.clear()
                         await self._discard(receive)

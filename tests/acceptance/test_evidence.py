@@ -17,6 +17,9 @@ from tests.support.stack import LLAMA, Key, Proxy, get_json, nano, running
 GROUP, BUCKET, PREFIX = "/aws/bedrock/invocations", "invocations", "company/bedrock"
 SONNET = "anthropic.claude-sonnet-4-20250514-v1:0"
 
+#: the first run installs a server
+pytestmark = pytest.mark.timeout(400)
+
 
 @pytest.fixture(scope="module")
 def aws() -> Iterator[str]:

@@ -23,6 +23,9 @@ from tests.support.stack import CLAUDE, LLAMA, Key, Proxy, get_json
 
 METRICS = {"input_tokens": "InputTokenCount", "output_tokens": "OutputTokenCount"}
 
+#: the first run installs a server
+pytestmark = pytest.mark.timeout(400)
+
 
 @pytest.fixture(scope="module")
 def aws() -> Iterator[str]:

@@ -61,10 +61,8 @@ def test_every_mutant_and_witness_is_a_flag_of_the_model_and_in_the_table():
     ("path", "names"),
     [
         ("proxy/recorder.py", ["opened", "sent", "done", "closed", "resolve"]),
-        (
-            "proxy/exchange.py",
-            ["_attempt", "_admit", "_forward", "_move_on", "_resolve", "_void_later"],
-        ),
+        ("proxy/exchange.py", ["_forward"]),
+        ("proxy/reservation.py", ["_mint", "_admit", "move_on", "resolve", "_void_later"]),
         ("proxy/settler.py", ["later"]),
         ("proxy/worker/recovery.py", ["recover"]),
         ("proxy/ports.py", ["admit", "settle", "settle_and_admit"]),

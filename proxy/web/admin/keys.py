@@ -13,6 +13,7 @@ from litestar.params import Parameter
 from proxy.clock import uuid7
 from proxy.domain.control import CredentialRecord, KeyRecord, NewCredential, ScopeRef
 from proxy.keys import AccessKey, Minted, Place
+from proxy.policyfile.materialising import materialise
 from proxy.web.admin import paging
 from proxy.web.admin.access import Principal, of_own_tenant
 from proxy.web.admin.core import (
@@ -32,7 +33,6 @@ from proxy.web.admin.core import (
 )
 from proxy.web.admin.problems import conflict, invalid
 from proxy.web.admin.store import Session
-from proxy.web.admin.templates import materialise
 from proxy.web.admin.tenants import own_tenant
 from proxy.web.schemas import (
     CredentialOut,
@@ -72,7 +72,7 @@ class KeyDesk:
                 kind="key", name=f"key:{ident}", subject=ident, tenant=tenant.id, tenant_slug=tenant.slug,
                 time_zone=tenant.time_zone,
             )  # fmt: skip
-            await materialise(db, self.office, tenant.plan, scope)
+            await materialise(db, self.office.policies(), tenant.plan, scope)
             made = await db.get_key(ident)
             await record(db, who, "key.issue", f"key:{ident}", after=key_out(made))
         return _with_secrets(made, secrets), made.version

@@ -12,6 +12,7 @@ from litestar import Controller, Response, delete, get, patch, post
 from proxy.clock import uuid7
 from proxy.domain.control import ProjectRecord, ScopeRef, TenantRecord
 from proxy.errors import Unavailable
+from proxy.policyfile.materialising import materialise
 from proxy.web.admin import paging
 from proxy.web.admin.access import Principal, of_own_tenant
 from proxy.web.admin.core import (
@@ -29,7 +30,6 @@ from proxy.web.admin.core import (
 )
 from proxy.web.admin.problems import invalid
 from proxy.web.admin.store import Session
-from proxy.web.admin.templates import materialise
 from proxy.web.desk_schemas import PurgedOut
 from proxy.web.schemas import NothingIn, ProjectIn, ProjectOut, TenantIn, TenantOut, TenantPatch
 
@@ -111,7 +111,7 @@ class TenantDesk:
         async with self.office.store.writing() as db:
             tenant = await own_tenant(db, who, slug)
             made = await db.insert_project(ident=uuid7(), tenant=tenant, slug=body.id, name=body.name)
-            await materialise(db, self.office, tenant.plan, _project_scope(made, tenant))
+            await materialise(db, self.office.policies(), tenant.plan, _project_scope(made, tenant))
             out = project_out(made)
             await record(db, who, "project.create", f"project:{slug}/{body.id}", after=out)
         return out, made.version
@@ -142,7 +142,7 @@ class TenantDesk:
         return overrides or {}
 
     async def _give_budgets(self, db: Session, tenant: TenantRecord) -> None:
-        await materialise(db, self.office, tenant.plan, tenant_scope(tenant))
+        await materialise(db, self.office.policies(), tenant.plan, tenant_scope(tenant))
 
 
 async def own_tenant(db: Session, who: Principal, slug: str) -> TenantRecord:
