@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
 from urllib.parse import urlencode
 
 from proxy import policyfile, settings
@@ -17,12 +16,6 @@ from proxy.domain.rates import NANO, usd
 from proxy.errors import ConfigurationError
 
 _PAGE = 200
-
-
-def add_verb(group: Any, verb: Any) -> None:
-    parser = verb(group, "capacity", "compare hours of provisioned throughput bought and used", run)
-    parser.add_argument("--since", help="RFC 3339; the first of this month when absent")
-    parser.add_argument("--until", help="RFC 3339; now when absent")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -30,6 +30,7 @@ _SCOPES = text(
          FROM keys k WHERE k.tenant = t.id AND k.status <> 'revoked') AS s
      WHERE t.status <> 'deleted' AND s.kind = w.kind
        AND NOT EXISTS (SELECT FROM budgets b WHERE b.scope = s.kind AND b.subject = s.subject AND b.origin = w.origin)
+       AND s.subject > :after
      ORDER BY s.subject LIMIT :most
     """
 )
@@ -61,14 +62,14 @@ class PostgresTemplated:
         self._engine = engine
 
     async def scopes(
-        self, wanted: Sequence[tuple[str, str]], origins: Mapping[str, str], most: int
+        self, wanted: Sequence[tuple[str, str]], origins: Mapping[str, str], *, after: UUID, most: int
     ) -> list[tuple[str, ScopeRef]]:
         """Plan and scope of everything whose plan has templates for its kind (`wanted`: plan, kind) and that
-        never had a budget of the plan's version (`origins`). One that had it and lost it is left alone.
+        never had a budget of the plan's version (`origins`), by subject from the first after `after` on. One that had it and lost it is left alone.
         """
         values = {
             "plans": [plan for plan, _ in wanted], "kinds": [kind for _, kind in wanted],
-            "origins": [origins[plan] for plan, _ in wanted], "most": most,
+            "origins": [origins[plan] for plan, _ in wanted], "after": after, "most": most,
         }  # fmt: skip
         async with reading(self._engine) as db:
             rows = (await db.execute(_SCOPES, values)).all()

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
+from uuid import UUID
 
 from proxy.domain.control import ConflictError, ScopeRef
 from proxy.policyfile import PolicySet
@@ -22,9 +23,9 @@ class TemplateStore(Protocol):
     """Everything raises `BankAway`."""
 
     async def scopes(
-        self, wanted: Sequence[tuple[str, str]], origins: Mapping[str, str], most: int
+        self, wanted: Sequence[tuple[str, str]], origins: Mapping[str, str], *, after: UUID, most: int
     ) -> list[tuple[str, ScopeRef]]:
-        """Plan and scope of what never had a budget of its plan's version."""
+        """Plan and scope of what never had a budget of its plan's version, by subject."""
         ...
 
     def leading(self) -> AbstractAsyncContextManager[Budgets | None]:
@@ -48,16 +49,14 @@ class Gardener:
         plans = [plan for plan in policies.plans.values() if plan.budgets]
         wanted = [(plan.name, kind) for plan in plans for kind in {t.scope: None for t in plan.budgets}]
         origins = {plan.name: origin(plan) for plan in plans}
-        made = 0
-        seen: set[str] = set()
+        made, after = 0, UUID(int=0)
         while wanted:
-            found = await self._store.scopes(wanted, origins, _AT_ONCE)
-            fresh = [(plan, scope) for plan, scope in found if scope.name not in seen]
-            for plan, scope in fresh:
-                seen.add(scope.name)
+            found = await self._store.scopes(wanted, origins, after=after, most=_AT_ONCE)
+            for plan, scope in found:
                 made += await self._reach(policies, plan, scope)
-            if len(found) < _AT_ONCE or not fresh:
+            if len(found) < _AT_ONCE:
                 break
+            after = found[-1][1].subject
         self._done = policies.version
         if made:
             log.info("%d budgets were made or raised by changed plans", made)

@@ -61,7 +61,9 @@ def test_a_killed_proxy_leaves_a_row_for_every_request_and_recovers_before_it_is
         count = 0
         while not stop.is_set():
             try:
-                proxy.request("POST", paths[count % 2], prompt(number * 1_000_000 + count), key=key.bearer_token)
+                proxy.request(
+                    "POST", paths[count % 2], prompt(number * 1_000_000 + count), key=key.bearer_token
+                )
             except OSError:
                 time.sleep(0.02)
             except Exception:  # a connection cut in the middle of an answer

@@ -168,7 +168,7 @@ class Company:
         """Let time pass; the world is open again when everybody agrees about the time."""
         self.clock.set(moment)
         self.proxy.await_ready(seconds=60)
-        assert self.ask(self.tokens["team-00"], words=6)[0] == 200, self.log()
+        assert self.ask(self.tokens["team-00"], model="no.such-model")[0] == 400, self.log()
 
     def log(self) -> str:
         """What the processes said, and how they are."""
