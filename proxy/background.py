@@ -45,6 +45,7 @@ SWEEP_SECONDS = 10.0
 UPKEEP_SECONDS = 600.0
 GAUGE_SECONDS = 10.0
 INVARIANT_SECONDS = 300.0
+HOUR_SECONDS = 3600.0
 DAY_SECONDS = 86_400.0
 ROLL_SECONDS = 15.0
 WATCH_SECONDS = 15.0
@@ -122,6 +123,12 @@ def duties(settings: Settings, engine: AsyncEngine, bank: PostgresBank, keeper: 
         if broken:
             log.critical("invariants of the ledger are broken: %s", broken)
 
+    async def head() -> None:
+        """Logs leave the database: a tail of the trail that is cut later shows against this."""
+        found = await keeper.audit_head()
+        if found is not None:
+            log.info("the audit trail ends at %s", found)
+
     async def prune() -> None:
         await PostgresRepeats(engine).prune()
 
@@ -129,6 +136,7 @@ def duties(settings: Settings, engine: AsyncEngine, bank: PostgresBank, keeper: 
         *desk_duties(settings, engine),
         *evidence_duties(settings, engine, bank),
         Duty("prune", DAY_SECONDS, prune),
+        Duty("audit head", HOUR_SECONDS, head),
         Duty("sweep", SWEEP_SECONDS, sweep),
         Duty("upkeep", UPKEEP_SECONDS, upkeep),
         Duty("gauges", GAUGE_SECONDS, gauges),

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from proxy import telemetry
 from proxy.errors import BankAway
 from proxy.policyfile.loading import Watch
 from proxy.policyfile.policyset import PolicySet
@@ -20,6 +19,9 @@ async def follow(watch: Watch, use: Callable[[PolicySet], Awaitable[None]]) -> N
     """Hand every good change of the folder to `use`, until cancelled. A change with an error in it is told
     once and leaves the policies in force; one that `use` could not take (`BankAway`) is tried again.
     """
+    # The command line reads policies too, and a server chooses the metrics' folder before it imports them.
+    from proxy import telemetry  # noqa: PLC0415
+
     waiting: PolicySet | None = None
     told = watch.problems
     while True:

@@ -30,6 +30,7 @@ _BROKEN = text(
     "SELECT invariant, count(*) FROM check_invariants(date_trunc('month', now())) GROUP BY invariant"
 )
 _DAYS = text("SELECT partition_days_ahead()")
+_HEAD = text("SELECT seq, encode(hash, 'hex') FROM audit ORDER BY seq DESC LIMIT 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,11 @@ class Keeper:
 
     async def partition_days(self) -> float:
         return float((await self._rows(_DAYS))[0][0])
+
+    async def audit_head(self) -> str | None:
+        """`<seq>:<hash>` of the newest record of the audit trail, None for an empty one."""
+        found = await self._rows(_HEAD)
+        return f"{found[0][0]}:{found[0][1]}" if found else None
 
     async def _rows(self, query: TextClause, **parameters: object) -> list[tuple[Any, ...]]:
         try:

@@ -55,10 +55,10 @@ MUTANTS = (
         (("proxy/bedrock/client.py", "            response = await self._session.request(\n",
           "            response = await _twice(self._session.request)(\n"),
          ("proxy/bedrock/client.py", "def _joined(",
-          "def _twice(send):  # type: ignore\n    async def sending(*a, **k):  # type: ignore\n        try:\n"
+          ("def _twice(send):  # type: ignore\n    async def sending(*a, **k):  # type: ignore\n        try:\n"
           "            return await send(*a, **k)\n        except aiohttp.ServerDisconnectedError:\n"
           "            return await send(*a, **k)\n        except aiohttp.ClientOSError:\n"
-          "            return await send(*a, **k)\n\n    return sending\n\n\ndef _joined(")),
+          "            return await send(*a, **k)\n\n    return sending\n\n\ndef _joined("))),
         ("kills at random",),
     ),
     Mutant(
@@ -77,23 +77,23 @@ MUTANTS = (
     Mutant(
         "records kept in memory", "a record is in the kernel before the next step",
         (("proxy/recorder.py", "        written = os.write(self.descriptor, record)\n",
-          "        _KEPT.append(record)\n        written = len(record)\n        if len(_KEPT) > 40:\n"
-          "            os.write(self.descriptor, b''.join(_KEPT))\n            _KEPT.clear()\n"),
+          ("        _KEPT.append(record)\n        written = len(record)\n        if len(_KEPT) > 40:\n"
+          "            os.write(self.descriptor, b''.join(_KEPT))\n            _KEPT.clear()\n")),
          ("proxy/recorder.py", 'SUFFIX = ".flight"\n', 'SUFFIX = ".flight"\n_KEPT: list[bytes] = []\n')),
         ("kills at random",),
     ),
     Mutant(
         "the end before the money", "who has seen the end of an answer finds its row",
         (("proxy/exchange.py", "            await self.reservation.resolve(ending.settlement)\n",
-          "            await self._deliver(ending)\n            await asyncio.sleep(0.02)\n"
-          "            await self.reservation.resolve(ending.settlement)\n            return\n"),),
+          ("            await self._deliver(ending)\n            await asyncio.sleep(0.02)\n"
+          "            await self.reservation.resolve(ending.settlement)\n            return\n")),),
         ("kills at random",),
     ),
     Mutant(
         "the wreck cleared away first", "a flight recorder is deleted when everything in it is settled",
         (("proxy/worker/recovery.py", "            resolved += await _resolve(bank, path, wreck)\n",
-          '            path.unlink(missing_ok=True)\n            failpoints.reach("recovery_settled")\n'
-          "            resolved += await _resolve(bank, path, wreck)\n"),),
+          ('            path.unlink(missing_ok=True)\n            failpoints.reach("recovery_settled")\n'
+          "            resolved += await _resolve(bank, path, wreck)\n")),),
         ("recovery_settled",),
     ),
 )  # fmt: skip

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from proxy.embedded.binaries import postgres_bin_dir
 
-_SETTLE_SECONDS = 1.5
+#: the library reads the file again when more than a whole second has passed
+_SETTLE_SECONDS = 3.2
 
 
 def library() -> Path | None:

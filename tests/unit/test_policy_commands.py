@@ -59,7 +59,7 @@ examples:
     found = [str(problem) for problem in run_examples(policyfile.load(folder))]
     line = (folder / "rules" / "rules.yaml").read_text().splitlines().index("  - name: does not") + 1
     assert found == [
-        f"rules/rules.yaml:{line}:5: example 'does not': {told}"
+        f"rules/rules.yaml:{line}:1: example 'does not': {told}"
         for told in (
             "deny is true (not that), not false", "output_limit is 10, not 20", "rules is [short, no], not [no]",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
 from uuid import UUID
@@ -25,6 +26,11 @@ Since = Annotated[dt.datetime | None, Parameter(description="RFC 3339, inclusive
 Until = Annotated[dt.datetime | None, Parameter(description="RFC 3339, exclusive")]
 Slug = Annotated[str | None, Parameter(description="slug of a tenant")]
 ProjectSlug = Annotated[str | None, Parameter(description="slug of a project; needs `tenant`")]
+Head = Annotated[
+    str | None,
+    Parameter(description="`<seq>:<hash>` of a record that was kept elsewhere; finds a tail that was cut"),
+]
+_HEAD = re.compile(r"([1-9][0-9]{0,17}):([0-9a-f]{64})")
 REFUSAL_KEYS = ("tenant", "key", "reason", "model", "day")
 
 
@@ -100,11 +106,24 @@ class CallDesk:
             next=paging.encode(found[limit - 1].seq) if len(found) > limit else None,
         )  # fmt: skip
 
-    async def verify_trail(self, who: Principal) -> TrailCheckOut:
+    async def verify_trail(self, who: Principal, head: str | None) -> TrailCheckOut:
         who.need_all_tenants()
+        kept = None if head is None else _head(head)
         async with self.office.store.reading() as db:
             first_bad = await db.trail_first_bad()
+            if kept is not None and (first_bad is None or first_bad > kept[0]):
+                found = await db.trail(thing=None, before=kept[0] + 1, limit=1)
+                if [(row.seq, row.hash.hex()) for row in found] != [kept]:
+                    first_bad = kept[0]
         return TrailCheckOut(intact=first_bad is None, first_bad=first_bad)
+
+
+def _head(text: str) -> tuple[int, str]:
+    """`<seq>:<hash>` as the worker's log has it. Raises a 400 `Problem`."""
+    found = _HEAD.fullmatch(text)
+    if found is None:
+        raise invalid("head", "head is `<seq>:<hash>` of a record of the trail")
+    return int(found[1]), found[2]
 
 
 async def call_filter(db: Session, who: Principal, query: CallQuery) -> CallFilter:
@@ -239,5 +258,5 @@ class RecordController(Controller):
         return await desk_of_calls.trail(who, thing, limit, cursor)
 
     @get("/audit/verify", summary="Check the hash chain of the audit trail")
-    async def verify_trail(self, desk_of_calls: CallDesk, who: Principal) -> TrailCheckOut:
-        return await desk_of_calls.verify_trail(who)
+    async def verify_trail(self, desk_of_calls: CallDesk, who: Principal, head: Head = None) -> TrailCheckOut:
+        return await desk_of_calls.verify_trail(who, head)
