@@ -3,6 +3,8 @@
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; do \
 	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo "$$p" && break; done)
 WORKERS ?= 2
+SEED    ?= 1
+HOURS   ?= 24
 VENV    := .venv
 BIN     := $(VENV)/bin
 UV      := uv==0.13.9
@@ -12,7 +14,7 @@ READY   := $(VENV)/.ready-$(shell pwd | cksum | cut -d ' ' -f 1)
 COMPILE := $(BIN)/uv pip compile --quiet pyproject.toml --universal --generate-hashes --no-header --no-emit-index-url
 
 .DEFAULT_GOAL := help
-.PHONY: help tools setup run clean-run test test-clients test-unit check format lock clean bench bench-quick bench-smoke bench-growth
+.PHONY: help tools setup run clean-run test test-clients test-unit check faults faults-ci soak format lock clean bench bench-quick bench-smoke bench-growth
 
 ##@ Use
 
@@ -65,6 +67,16 @@ tools: ## Debian packages that some tests use, where this may install them; with
 		if [ -n "$$missing" ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 			apt-get install -y -qq --no-install-recommends $$missing >/dev/null || echo "not installed:$$missing" >&2; fi; \
 	else echo "not root or not Debian: left as it is" >&2; fi
+
+faults: $(READY) ## Every fault of docs/reliability.md and every mutant, half an hour on a quiet machine; SEED (1)
+	$(BIN)/python -m tests.faults --form full --seed $(SEED)
+	$(BIN)/python -m tests.faults --mutants --seed $(SEED)
+
+faults-ci: $(READY) ## The short form, four minutes: a few kills at every named step
+	$(BIN)/python -m tests.faults --form ci --seed $(SEED)
+
+soak: $(READY) ## Mixed faults for HOURS (24): memory, files and the invariants of the ledger
+	$(BIN)/python -m tests.faults --form soak --hours $(HOURS) --seed $(SEED)
 
 format: $(READY) ## Format and mend what ruff can mend
 	$(BIN)/ruff format .

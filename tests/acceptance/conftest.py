@@ -23,13 +23,16 @@ def module_database_url(
 
 @pytest.fixture(scope="module")
 def module_stack(
+    request: pytest.FixtureRequest,
     module_database_url: str,
     session_redis_url: str,
     simulator_server: Any,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Proxy]:
     state = tmp_path_factory.mktemp("proxy") / "state"
-    with running(Proxy(module_database_url, session_redis_url, simulator_server.url, state)) as started:
+    settings = getattr(request.module, "STACK_SETTINGS", {})
+    proxy = Proxy(module_database_url, session_redis_url, simulator_server.url, state, settings=settings)
+    with running(proxy) as started:
         yield started
 
 

@@ -29,6 +29,9 @@ CONVERSE = {"messages": [{"role": "user", "content": [{"text": TEXT}]}], "infere
 GUARDED = {"source": "INPUT", "content": [{"text": {"text": TEXT}}]}
 
 #: a model and a body for each operation
+#: a call that is counted may fit after all; here the byte bound is what is tested
+STACK_SETTINGS = {"TOLLHOUSE_COUNTS_PER_SECOND": "0"}
+
 BODIES: dict[Operation, tuple[str, dict[str, Any]]] = {
     Operation.INVOKE_MODEL: (LLAMA, {"prompt": TEXT, "max_gen_len": 64}),
     Operation.INVOKE_MODEL_WITH_RESPONSE_STREAM: (LLAMA, {"prompt": TEXT, "max_gen_len": 64}),
@@ -322,6 +325,8 @@ def test_held_budget(stack: Proxy, made: Made, occupied: Callable[[Key], None], 
     """There is room for either of two calls, not for both."""
     if way.operation in FREE:
         pytest.skip("free calls hold nothing")
+    if way.operation is Operation.MESSAGES:
+        pytest.skip("NOT CHECKED here: on this route the second call may fit; see test_short_budgets.py")
     good = made("good")
     needs = [_ceiling(stack, good, way), _ceiling(stack, good, _native())]
     key = stack.key(stack.tenant(overrides={"arns_allowed": [GUARD], "cache": {"enabled": False}}))

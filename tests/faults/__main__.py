@@ -1,6 +1,7 @@
 """`python -m tests.faults`: plays a form and prints what came of it. Exit 1 when anything was wrong.
 
---form ci|full      what to play (see plan.py)
+--form ci|full|soak what to play (see plan.py and soak.py)
+--hours H           how long the soak lasts
 --seed N            the schedule; the same seed plays the same schedule
 --only TEXT         only rounds whose name contains it
 --root DIR          the source tree under test
@@ -17,10 +18,12 @@ import platform
 import sys
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.faults import mutants, plan, rounds
+from tests.faults import mutants, plan, rounds, soak
 from tests.faults.oracle import Verdict
 from tests.faults.plan import Job
 from tests.faults.world import REPOSITORY, World, rng_of, world
@@ -32,7 +35,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.faults", description="Faults, and what must survive them."
     )
-    parser.add_argument("--form", choices=sorted(plan.FORMS), default="ci")
+    parser.add_argument("--form", choices=[*plan.FORMS, "soak"], default="ci")
+    parser.add_argument("--hours", type=float, default=24.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="")
     parser.add_argument("--root", type=Path, default=REPOSITORY)
@@ -43,17 +47,21 @@ def main() -> int:
         caught, put_in = asyncio.run(mutants.hunt_all(options.seed, options.only))
         print(f"{caught} of {put_in} mutants were caught")
         return int(caught < put_in)
-    jobs = [job for job in plan.FORMS[options.form]() if options.only.lower() in job.name.lower()]
-    if not jobs:
+    if options.form != "soak" and not wanted(options):
         parser.error(f"no round is called {options.only!r}")
-    return asyncio.run(run(jobs, options))
+    return asyncio.run(run(options))
 
 
-async def run(jobs: list[Job], options: argparse.Namespace) -> int:
+def wanted(options: argparse.Namespace) -> list[Job]:
+    """The rounds of a form, less those that `--only` leaves out."""
+    return [job for job in plan.FORMS[options.form]() if options.only.lower() in job.name.lower()]
+
+
+async def run(options: argparse.Namespace) -> int:
     began, total, results = time.monotonic(), Verdict(), []
     async with world(options.root) as made:
-        for job in jobs:
-            result = await one(made, job, options)
+        rounds_of = soak_of(made, options, total) if options.form == "soak" else each_of(made, options)
+        async for result in rounds_of:
             results.append(result)
             total.add(result["verdict"])
         total.violations += await whole_ledger(made)
@@ -76,6 +84,23 @@ async def run(jobs: list[Job], options: argparse.Namespace) -> int:
     if total.violations:
         print(f"{len(total.violations)} violations", file=sys.stderr)
     return 1 if total.violations else 0
+
+
+async def each_of(made: World, options: argparse.Namespace) -> AsyncIterator[dict[str, Any]]:
+    for job in wanted(options):
+        yield await one(made, job, options)
+
+
+async def soak_of(made: World, options: argparse.Namespace, total: Verdict) -> AsyncIterator[dict[str, Any]]:
+    """Round after round until the time is over, with a look at memory and files after each."""
+    schedule, growth, number = soak.Schedule(options), soak.Growth(), 0
+    while not schedule.over:
+        job, number = schedule.next(), number + 1
+        yield await one(made, replace(job, name=f"{job.name} #{number}"), options)
+        growth.look(made)
+        total.violations += await whole_ledger(made)
+    print("\n".join(growth.told()))
+    total.violations += growth.wrong()
 
 
 async def one(made: World, job: Job, options: argparse.Namespace) -> dict[str, Any]:

@@ -53,7 +53,7 @@ async def gather(world: World, rng: random.Random, calls: int, *, tenants: int =
         keys = [await roster.key(world, owner, project), await roster.key(world, owner)]
         crowd.tenants.append(owner)
         crowd.callers += keys
-        room = share * (rng.uniform(0.3, 0.8) if number else 20)
+        room = share * rng.uniform(0.3, 0.8) if number else 10**12
         for scope, subject, period, part in (
             ("tenant", owner, "month", 1.0),
             ("project", project, "week", 0.6),

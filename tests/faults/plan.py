@@ -102,7 +102,7 @@ def full(scale: float = 1.0) -> list[Job]:
             job(f"kills at random {n + 1}", random_kills, kills=times(60), calls=times(6000), callers=14)
             for n in range(4)
         ),
-        *fail_points(times(16), 4, 900.0),
+        *fail_points(times(12), 4, 900.0),
         job("kills unseen", blind_kills, kills=times(60), calls=times(3000)),
         job("whole server", tree_kills, kills=times(12)),
         *(job(point, in_recovery(point), kills=times(4)) for point in RECOVERY_POINTS),

@@ -114,7 +114,7 @@ async def world(root: Path = REPOSITORY, **settings: str) -> AsyncIterator[World
             postgres.url_for(role=APPLICATION), valkey.url, simulator.url, base / "state",
             settings=SETTINGS | settings,
         )  # fmt: skip
-        pool = await asyncpg.create_pool(postgres.dsn, min_size=1, max_size=4)
+        pool = await asyncpg.create_pool(postgres.dsn, min_size=0, max_size=6)
         tree = Tree(proxy, root)
         made = World(base, root, postgres, valkey, simulator, tree, pool)
         try:

@@ -107,7 +107,7 @@ class Anthropic(NativeDialect):
     def tools(self, tools: Any, tally: Tally) -> None:
         for tool in list_of(tools, "tools"):
             kind = object_of(tool, "A tool").get("type")
-            if kind not in {None, "custom"}:
+            if kind not in (None, "custom"):
                 if type(kind) is not str or not _CLIENT_TOOLS.fullmatch(kind):
                     raise UnboundedCost(f"Tool {str(kind)[:64]!r} runs inside the service.")
                 tally.tokens += _CLIENT_TOOL_TOKENS
@@ -176,10 +176,10 @@ def _block(block: dict[str, Any], tally: Tally) -> None:
         tally.text(block.get("tool_use_id"), "tool_use_id")
         if block.get("content") is not None:
             _content(block["content"], tally, "A tool result")
-    elif kind in {"image", "document"}:
+    elif kind in ("image", "document"):
         _stored(block.get("source"))
         tally.context()
-    elif kind in {"thinking", "redacted_thinking", "search_result"}:
+    elif kind in ("thinking", "redacted_thinking", "search_result"):
         tally.document(block)
     else:
         raise UnboundedCost(f"Content block {str(kind)[:64]!r} has no known bound.")

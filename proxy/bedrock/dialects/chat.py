@@ -23,7 +23,7 @@ _WRITTEN = (
     "reasoning",
     "reasoning_content",
 )
-_MEDIA = frozenset({"image_url", "input_image", "video_url", "document_url", "image"})
+_MEDIA = ("image_url", "input_image", "video_url", "document_url", "image")
 
 
 def count_messages(value: Any, tally: Tally) -> None:
@@ -50,14 +50,14 @@ def count_content(content: Any, tally: Tally) -> None:
 
 def _part(part: dict[str, Any], tally: Tally) -> None:
     kind = part.get("type")
-    if kind in {"text", "input_text", "output_text"}:
+    if kind in ("text", "input_text", "output_text"):
         tally.text(part.get("text"), "text")
-    elif kind in {"refusal", "thinking", "reasoning"}:
+    elif kind in ("refusal", "thinking", "reasoning"):
         tally.document(part)
     elif kind in _MEDIA:
         _no_stored(part)
         tally.context()
-    elif kind in {"file", "input_file"}:
+    elif kind in ("file", "input_file"):
         file = part.get("file")
         _no_stored(file if type(file) is dict else part)
         tally.context()
@@ -74,7 +74,7 @@ def check_tools(tools: Any) -> list[Any]:
     """A list of tools that the client runs. Raises `UnboundedCost` for any other."""
     for tool in list_of(tools, "tools"):
         kind = object_of(tool, "A tool").get("type", "function")
-        if kind not in {"function", "custom"}:
+        if kind not in ("function", "custom"):
             raise UnboundedCost(f"Tool {str(kind)[:64]!r} runs inside the service.")
     return list_of(tools, "tools")
 

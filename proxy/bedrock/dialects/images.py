@@ -19,7 +19,7 @@ from proxy.domain.usage import Usage
 
 _CONFIG = frozenset({"numberOfImages", "width", "height", "quality", "cfgScale", "seed", "size"})
 #: tasks whose images have the size that is asked for; of the others it is that of the image given
-_SIZED = frozenset({"TEXT_IMAGE", "COLOR_GUIDED_GENERATION", "IMAGE_VARIATION"})
+_SIZED = ("TEXT_IMAGE", "COLOR_GUIDED_GENERATION", "IMAGE_VARIATION")
 #: more than any model makes in a call
 IMAGES_MAX = 10
 

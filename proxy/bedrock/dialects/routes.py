@@ -30,7 +30,7 @@ class _Route(NativeDialect):
     def bound(self, body: dict[str, Any], raw: bytes, model: Model, headers: Mapping[str, str]) -> Bound:
         found = super().bound(body, raw, model, headers)
         tier = chat.tier_of(body.get("service_tier"), found.tier)
-        if body.get("stream") not in {None, True, False}:
+        if body.get("stream") not in (None, True, False):
             raise Invalid("stream must be true or false.")
         return dataclasses.replace(found, tier=tier) if tier != found.tier else found
 
@@ -124,9 +124,9 @@ def _item(item: dict[str, Any], tally: Tally) -> None:
     kind = item.get("type", "message")
     if kind == "message":
         chat.count_content(item.get("content"), tally)
-    elif kind in {"function_call", "custom_tool_call", "reasoning"}:
+    elif kind in ("function_call", "custom_tool_call", "reasoning"):
         tally.document(item)
-    elif kind in {"function_call_output", "custom_tool_call_output"}:
+    elif kind in ("function_call_output", "custom_tool_call_output"):
         chat.count_content(item.get("output"), tally)
     else:
         raise UnboundedCost(f"Input item {str(kind)[:64]!r} has no known bound.")

@@ -148,7 +148,7 @@ class ResponsesMeter(SseMeter):
             return False
         event = object_in(data)
         kind = event.get("type")
-        if kind not in self._ENDS:
+        if type(kind) is not str or kind not in self._ENDS:
             return False
         response = event.get("response")
         response = response if type(response) is dict else {}

@@ -54,7 +54,7 @@ def messages_of(value: Any) -> tuple[list[Block], list[dict[str, Any]]]:
             name = min(said.keys() - _MESSAGE_FIELDS)
             raise Invalid(f"Field {name[:64]!r} of a message is not supported for this model.")
         role = said.get("role")
-        if role in {"system", "developer"}:
+        if role in ("system", "developer"):
             system += _content(said.get("content"))
             continue
         if role == "user":

@@ -66,6 +66,8 @@ def _charge(row: Mapping[str, Any], zone: ZoneInfo, model: Model | None) -> dict
     tokens = sum(row[name] for name in _TOKENS)
     quantity, unit = (tokens, "Tokens") if tokens else (row["attempts"], "Requests")
     price = _decimal(Decimal(row["cost"]).scaleb(-9) / quantity)
+    # readers take a column of whole numbers for integers, a type that FOCUS does not have
+    counted = f"{quantity}.0"
     region, _, place = row["target"].partition("/")
     first = day.replace(day=1)
     return dict.fromkeys(FOCUS_COLUMNS, "") | {
@@ -75,8 +77,8 @@ def _charge(row: Mapping[str, Any], zone: ZoneInfo, model: Model | None) -> dict
         "ChargePeriodStart": _moment(day, zone), "ChargePeriodEnd": _moment(day + dt.timedelta(days=1), zone),
         "ChargeCategory": "Usage", "ChargeFrequency": "Usage-Based",
         "ChargeDescription": f"{row['model'] or 'unknown model'} on {row['target'] or 'unknown target'}",
-        "ConsumedQuantity": str(quantity), "ConsumedUnit": unit,
-        "PricingQuantity": str(quantity), "PricingUnit": unit, "PricingCategory": "Standard",
+        "ConsumedQuantity": counted, "ConsumedUnit": unit,
+        "PricingQuantity": counted, "PricingUnit": unit, "PricingCategory": "Standard",
         "ListUnitPrice": price, "ContractedUnitPrice": price,
         "InvoiceIssuerName": "Tollhouse", "ProviderName": "AWS",
         "PublisherName": model.provider if model else "AWS",

@@ -44,6 +44,7 @@ def document(*routers: Router) -> dict[str, Any]:
     for operations in result["paths"].values():
         for operation in operations.values():
             _tell_errors(operation["responses"])
+            _tell_files(operation)
     return result
 
 
@@ -61,6 +62,12 @@ def _renamed(node: Any) -> Any:
 def _reference(target: str) -> str:
     head, _, name = target.rpartition("/")
     return f"{head}/{_page(name)}" if name.startswith("Page_") else target
+
+
+def _tell_files(operation: dict[str, Any]) -> None:
+    """Whatever takes a `format` answers with files too."""
+    if any(parameter["name"] == "format" for parameter in operation.get("parameters", [])):
+        operation["responses"]["200"]["content"]["text/csv"] = {"schema": {"type": "string"}}
 
 
 def _tell_errors(responses: dict[str, Any]) -> None:

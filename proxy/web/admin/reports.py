@@ -214,4 +214,4 @@ def as_file(name: str, content: str) -> Response[str]:
     """A CSV for downloading."""
     name = f"{name}-{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%SZ}.csv"
     headers = {"Cache-Control": "no-store", "Content-Disposition": f'attachment; filename="{name}"'}
-    return Response(content, media_type="text/csv; charset=utf-8", headers=headers)
+    return Response(content, media_type="text/csv", headers=headers)

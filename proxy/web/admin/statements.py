@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from litestar import Controller, Response, get, post
+from litestar.openapi import ResponseSpec
 from litestar.params import Parameter
 
 from proxy.domain.control import TenantRecord
@@ -134,6 +135,9 @@ def _sheet(out: StatementOut) -> str:
     return as_csv(_LINE, rows)
 
 
+_SHOWN = ResponseSpec(
+    StatementOut, generate_examples=False, description="as JSON; with `format=csv` its lines"
+)
 MonthPath = Annotated[str, Parameter(description="such as 2026-11")]
 
 
@@ -147,7 +151,7 @@ class StatementController(Controller):
     ) -> Page[StatementOut]:
         return await desk_of_statements.list(who, tenant)
 
-    @get("/{month:str}", summary="Show a month's statement, as issued or as a draft")
+    @get("/{month:str}", summary="Show a month's statement, as issued or as a draft", responses={200: _SHOWN})
     async def read(
         self,
         desk_of_statements: StatementDesk,

@@ -31,6 +31,11 @@ async def leave(world: World, crowd: Crowd, rng: random.Random, turn: Round) -> 
             turn.counts["clients gone"] += shot.error == "left"
 
     await asyncio.gather(*(one() for _ in range(turn.kills)))
+    refused = sum(1 for shot in crowd.shots if shot.status >= 400)
+    if turn.counts["clients gone"] < turn.kills * 6 // 10:
+        turn.wrong.append(
+            f"only {turn.counts['clients gone']} of {turn.kills} clients left ({refused} were refused)"
+        )
 
 
 async def storm(world: World, crowd: Crowd, rng: random.Random, turn: Round) -> None:
