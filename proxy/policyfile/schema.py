@@ -36,6 +36,8 @@ class Reader:
     def fail(self, node: Node, message: str) -> None:
         """Note a problem. A file with very many is only told about the first."""
         self.failures += 1
+        if not message.isprintable():  # libraries repeat what stands in the file
+            message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
         if self.failures <= MAX_PROBLEMS:
             self._problems.append(Problem(self.path, node.line, node.column, message))
         elif self.failures == MAX_PROBLEMS + 1:

@@ -99,7 +99,7 @@ class Schedule:
 
     @property
     def over(self) -> bool:
-        return time.monotonic() - self.began > self.seconds
+        return bool(time.monotonic() - self.began > self.seconds)
 
     def next(self) -> Job:
         living = time.monotonic() - self.began < self.seconds * LIVING

@@ -59,12 +59,12 @@ class EventStreamMeter:
     def feed(self, chunk: bytes) -> bytes:
         data, places, taken = self._assembler.feed(chunk)
         self.events += len(places)
-        if self.ended:
-            return self._hold(data, 0, taken)
+        if self.ended:  # nothing follows an error, least of all unread
+            return b"" if self.failure is not None else self._hold(data, 0, taken)
         for start, payload, end in places:
             headers = headers_of(data[start + PRELUDE_BYTES : payload])
             if headers.get(":message-type") != "event":
-                return self._fail(headers, data, (start, payload, end), taken)
+                return self._fail(headers, data, (start, payload, end))
             if self.last(headers.get(":event-type", ""), data, payload, end - 4):
                 self.ended = True
                 return self._hold(data, start, taken)
@@ -77,9 +77,7 @@ class EventStreamMeter:
             raise BrokenStream("The answer goes on long after its end.")
         return data[:start]
 
-    def _fail(
-        self, headers: Mapping[str, str], data: bytes, place: tuple[int, int, int], taken: int
-    ) -> bytes:
+    def _fail(self, headers: Mapping[str, str], data: bytes, place: tuple[int, int, int]) -> bytes:
         start, payload, end = place
         self.ended = True
         if headers.get(":message-type") == "error":
@@ -91,7 +89,7 @@ class EventStreamMeter:
             self.failure_message = str(answer.get("message") or answer.get("Message") or "")
         clean = masked(self.failure_message)
         if clean == self.failure_message:
-            return self._hold(data, start, taken)
+            return self._hold(data, start, end)
         self.failure_message = clean
         self._held.append(exception_frame(self.failure, clean))
         return data[:start]
