@@ -5,6 +5,8 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; 
 WORKERS ?= 2
 SEED    ?= 1
 HOURS   ?= 24
+EXECUTIONS ?= 1000000
+EXAMPLES   ?= 1000
 VENV    := .venv
 BIN     := $(VENV)/bin
 UV      := uv==0.13.9
@@ -14,7 +16,7 @@ READY   := $(VENV)/.ready-$(shell pwd | cksum | cut -d ' ' -f 1)
 COMPILE := $(BIN)/uv pip compile --quiet pyproject.toml --universal --generate-hashes --no-header --no-emit-index-url
 
 .DEFAULT_GOAL := help
-.PHONY: help tools setup run clean-run test test-clients test-unit check faults faults-ci soak format lock clean bench bench-quick bench-smoke bench-growth
+.PHONY: help tools setup run clean-run test test-clients test-unit check faults faults-ci soak fuzz audit format lock clean bench bench-quick bench-smoke bench-growth
 
 ##@ Use
 
@@ -71,7 +73,8 @@ tools: ## Debian packages that some tests use, where this may install them; with
 	else echo "not root or not Debian: left as it is" >&2; fi
 
 faults: $(READY) ## Every fault of docs/reliability.md and every mutant, half an hour on a quiet machine; SEED (1)
-	$(BIN)/python -m tests.faults --form full --seed $(SEED)
+	$(BIN)/python -m tests.faults --form full --seed $(SEED) --json build/faults.json
+	$(BIN)/python -m tests.faults.report build/faults.json
 	$(BIN)/python -m tests.faults --mutants --seed $(SEED)
 
 faults-ci: $(READY) ## The short form, four minutes: a few kills at every named step
@@ -79,6 +82,13 @@ faults-ci: $(READY) ## The short form, four minutes: a few kills at every named 
 
 soak: $(READY) ## Mixed faults for HOURS (24): memory, files and the invariants of the ledger
 	$(BIN)/python -m tests.faults --form soak --hours $(HOURS) --seed $(SEED)
+
+fuzz: $(READY) ## EXECUTIONS (1,000,000) of every fuzzer of tests/fuzz, and its OpenAPI fuzzer with EXAMPLES (1,000) an operation
+	$(BIN)/python -m tests.fuzz.run --executions $(EXECUTIONS) --processes $(WORKERS)
+	OPENAPI_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -q -rA tests/fuzz/test_openapi.py
+
+audit: $(READY) ## Licences, hashes, secrets in the tree, the wheel's contents, an SBOM, known vulnerabilities where they can be asked for
+	$(BIN)/python -m tests.security.audit
 
 format: $(READY) ## Format and mend what ruff can mend
 	$(BIN)/ruff format .

@@ -30,7 +30,7 @@ from proxy.postgres.labels import PostgresLabels
 from proxy.postgres.repeats import PostgresRepeats
 from proxy.postgres.templated import PostgresTemplated
 from proxy.postgres.upkeep import PostgresUpkeep
-from proxy.server import check
+from proxy.server import check, no_core_dumps
 from proxy.settings import Settings
 from proxy.worker.alerts import Watchman
 from proxy.worker.deliveries import Courier
@@ -66,6 +66,7 @@ class Duty:
 def work(settings: Settings) -> int:
     """Blocks until SIGTERM or SIGINT."""
     check(settings)
+    no_core_dumps()
     telemetry.configure_logging(settings.log_level)
     if settings.metrics_port:
         start_http_server(settings.metrics_port, settings.host)

@@ -42,6 +42,7 @@ def serve(settings: Settings) -> int:
     prometheus-client adds up processes is decided when it is imported.
     """
     check(settings)
+    no_core_dumps()
     directory = settings_module.multiprocess_dir()
     if directory is None:
         raise ConfigurationError("PROMETHEUS_MULTIPROC_DIR must be set before the metrics are imported")
@@ -112,6 +113,11 @@ def check(settings: Settings) -> None:
         raise ConfigurationError(f"{', '.join(missing)} must be set (`tollhouse run` needs none of them)")
     _check_upstream(settings)
     check_settings(settings)
+
+
+def no_core_dumps() -> None:
+    """A crash must not write the memory, with its keys and prompts, to a disk. Children inherit it."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _check_upstream(settings: Settings) -> None:

@@ -6,9 +6,9 @@ its path and its connection is closed, so that nothing that follows on it is tak
 
 The bodies of the control plane get the deadline that those of calls have.
 
-The framework routes by the decoded path and forgives doubled slashes. The routes that are not
-inference have no use for either: spelled so, a path is no route, and a rule in front of the proxy that
-looks for `/admin` sees every request that gets there.
+The framework routes by the decoded path and forgives doubled slashes. A path that only becomes one of
+the control plane's by that is no route: a rule in front of the proxy that looks for `/admin` sees every
+request that gets there.
 
 What the parser (hyper) refuses itself never gets here. What it settles itself, by RFC 9112, is listed
 in docs/security.md: a Content-Length beside a Transfer-Encoding is dropped and the connection closed.
@@ -38,7 +38,7 @@ _HOST = re.compile(rb"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]
 _DESK = re.compile(r"/*(?:admin|me|health)(?:/|$)")
 #: raw beginnings of paths that are inference whatever follows
 _INFERENCE = tuple(f"{mount}/".encode() for mount in MOUNTS)
-_PLAIN = re.compile(rb"(?:/[A-Za-z0-9._~:@!$&'()*+,=-]+)+")
+_PLAIN = re.compile(rb"/(?:admin|me|health)(?:/|$)")
 
 
 class Door:
@@ -97,7 +97,7 @@ def _refusal(scope: Scope) -> Refusal | None:
     if why is not None:
         return Invalid(why, reason="ambiguous")
     path: bytes = scope["raw_path"]
-    if (b"%" in path or b"//" in path) and _DESK.match(scope["path"]) and not _PLAIN.fullmatch(path):
+    if _DESK.match(scope["path"]) and not _PLAIN.match(path):
         return NotServed("no such route")
     return None
 

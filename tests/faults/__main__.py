@@ -66,6 +66,8 @@ async def run(options: argparse.Namespace) -> int:
             total.add(result["verdict"])
         total.violations += await whole_ledger(made)
         facts = await versions(made)
+        for note in made.notes:
+            print(f"note: {note}")
     seconds = time.monotonic() - began
     summary = {
         "form": options.form,
@@ -80,6 +82,7 @@ async def run(options: argparse.Namespace) -> int:
             {"round": r["name"], "violations": r["verdict"].violations, **shown(r["verdict"].counts)}
             for r in results
         ]
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps({"summary": summary, "rounds": told}, indent=1) + "\n")
     if total.violations:
         print(f"{len(total.violations)} violations", file=sys.stderr)
@@ -151,6 +154,7 @@ async def versions(made: World) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "postgres": postgres,
+        "valkey": await asyncio.to_thread(made.valkey_version),
         "kernel": platform.release().partition("-")[0],
         "restart_seconds_median": round(starts[len(starts) // 2], 2),
         "restart_seconds_longest": round(starts[-1], 2),

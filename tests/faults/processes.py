@@ -70,7 +70,8 @@ class Tree:
     quiet: bool = False
     starts: list[float] = field(default_factory=list)
     _last: tuple[int, float] = (0, float("-inf"))
-    _slots: list[int] = field(default_factory=list)
+    _slots: dict[int, int] = field(default_factory=dict)
+    _vacant: list[int] = field(default_factory=list)
     _launched: float = 0.0
 
     @property
@@ -83,7 +84,7 @@ class Tree:
         self.settings = settings
         self._launched = time.monotonic()
         self.process = self._spawn("serve", settings)
-        self._slots = []
+        self._slots, self._vacant = {}, []
 
     async def start(self, *, quiet: bool = False, **settings: str) -> None:
         """Returns when it is ready to serve."""
@@ -126,16 +127,10 @@ class Tree:
         return [pid for pid in children_of(self.process.pid) if wreck.files_of(pid)]
 
     def slot(self, pid: int) -> int:
-        """Which of granian's places this worker has: a new one takes the place of the last one killed."""
-        if pid not in self._slots:
-            alive = self.workers()
-            for place, known in enumerate(self._slots):
-                if known not in alive:
-                    self._slots[place] = pid
-                    break
-            else:
-                self._slots.append(pid)
-        return self._slots.index(pid)
+        """Which of granian's places this worker has: new ones take the places of the dead, in their order."""
+        for new in sorted(set(self.children()) - self._slots.keys()):
+            self._slots[new] = self._vacant.pop(0) if self._vacant else len(self._slots)
+        return self._slots.get(pid, -1)
 
     def may_kill(self, pid: int) -> bool:
         """False while this death would look like a crash loop to granian."""
@@ -168,11 +163,13 @@ class Tree:
             if not await self.freeze(pid):
                 return None
             remains = [r for path in wreck.files_of(pid) for r in wreck.read(path.read_bytes())]
-        self._last = (self.slot(pid), time.monotonic())
+        slot = self.slot(pid)
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             return None
+        self._last = (slot, time.monotonic())
+        self._vacant.append(slot)
         death = Death(time.time(), pid, "worker", remains)
         self.deaths.append(death)
         return death

@@ -243,6 +243,7 @@ def in_recovery(point: str) -> Storm:
             world.tree.launch(TOLLHOUSE_FAIL_POINT=f"{point}:1:stop")
             for _ in range(1500):
                 if any(stat_of(pid)[0] == "T" for pid in world.tree.children()):
+                    turn.counts[f"died at {point}"] += 1
                     break
                 await asyncio.sleep(0.01)
             else:
@@ -265,7 +266,7 @@ def failing(point: str) -> Storm:
             await asyncio.sleep(0.05)
         await world.tree.kill()
         await world.tree.start()
-        if point in {"after_first_byte", "mid_stream"}:
+        if point in {"after_first_byte", "mid_stream", "after_usage"}:
             turn.evidence.sent |= {attempt for attempt, _ in reached(world, start)}
 
     return storm

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import redis as redis_client
 
 from proxy.embedded import Bootstrap, Postgres, Role, Valkey
 from proxy.simulator import launch
@@ -62,6 +63,11 @@ class World:
 
     async def rows(self, query: str, *values: Any) -> list[asyncpg.Record]:
         return list(await self.db.fetch(query, *values))
+
+    def valkey_version(self) -> str:
+        with redis_client.Redis.from_url(self.valkey.url) as client:
+            told: dict[str, str] = client.info("server")
+        return told.get("valkey_version") or told["redis_version"]
 
     async def write(self, statement: str, *values: Any) -> None:
         await self.db.execute(statement, *values)

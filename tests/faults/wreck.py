@@ -7,6 +7,7 @@ two of payload length (big endian), the payload, four of CRC-32 over all that.
 from __future__ import annotations
 
 import json
+import os
 import struct
 import zlib
 from dataclasses import dataclass
@@ -57,16 +58,19 @@ def read(data: bytes) -> list[Remains]:
     return [Remains(attempt, names[kind], done) for attempt, (kind, done) in seen.items()]
 
 
-def files_of(pid: int) -> list[Path]:
-    """Flight recorder files that this process holds open."""
+def files_of(pid: int, *, own: bool = False) -> list[Path]:
+    """Flight recorder files that this process holds open: its own, and those of the dead that it recovers."""
     found = []
     try:
         for link in Path(f"/proc/{pid}/fd").iterdir():
             try:
                 target = str(link.readlink())
+                flags = int(
+                    Path(f"/proc/{pid}/fdinfo/{link.name}").read_text().partition("flags:")[2].split()[0], 8
+                )
             except OSError:
                 continue
-            if target.endswith(".flight"):
+            if target.endswith(".flight") and (not own or flags & os.O_ACCMODE == os.O_WRONLY):
                 found.append(Path(target))
     except OSError:
         pass

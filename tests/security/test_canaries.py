@@ -11,6 +11,7 @@ import secrets
 import time
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -302,3 +303,11 @@ async def test_a_defect_of_ours_shows_its_incident_only(caplog: pytest.LogCaptur
     incident = told.removeprefix("internal error ")
     assert re.fullmatch(r"[0-9a-f-]{36}", incident)
     assert incident in caplog.text
+
+
+def test_a_crash_writes_no_memory(stack: Proxy) -> None:
+    """No process of the proxy may leave a core dump, whatever the shell that started it allows."""
+    for process in stack.processes:
+        limits = Path(f"/proc/{process.pid}/limits").read_text()
+        (line,) = [line for line in limits.splitlines() if line.startswith("Max core file size")]
+        assert line.split()[4:6] == ["0", "0"]

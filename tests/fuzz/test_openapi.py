@@ -1,0 +1,48 @@
+"""Schemathesis against the OpenAPI document of a running product: no answer of 500 and above, none that the
+document does not describe, none that takes long.
+
+Schemathesis is no dependency: it is looked for in `.cache/schemathesis` and on the path. `OPENAPI_EXAMPLES`
+says how many requests are made up for each operation.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.stack import Proxy
+
+REPOSITORY = Path(__file__).parents[2]
+TOOL = shutil.which("schemathesis", path=str(REPOSITORY / ".cache" / "schemathesis" / "bin")) or shutil.which(
+    "schemathesis"
+)
+EXAMPLES = os.environ.get("OPENAPI_EXAMPLES", "2")
+CHECKS = "not_a_server_error,response_schema_conformance,content_type_conformance"
+HOW = "python -m venv .cache/schemathesis && .cache/schemathesis/bin/pip install schemathesis"
+
+
+@pytest.mark.skipif(TOOL is None, reason=f"NOT CHECKED: schemathesis is not installed ({HOW})")
+@pytest.mark.timeout(3600)
+def test_every_operation_keeps_to_the_document(module_stack: Proxy, tmp_path: Path) -> None:
+    assert TOOL is not None
+    command = [
+        TOOL, "run", f"{module_stack.url}/admin/v1/openapi.json", "--header", f"Authorization: Bearer {module_stack.admin_key}",
+        "--checks", CHECKS, "--max-examples", EXAMPLES, "--workers", "2", "--phases", "fuzzing", "--seed", "1",
+        "--max-response-time", "5", "--continue-on-failure", "--no-shrink", "--warnings", "off",
+    ]  # fmt: skip
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "NO_COLOR": "1", "NO_PROXY": "*"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False, timeout=3500
+    )
+    print(done.stdout[-4000:])
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    found = re.search(r"(\d+) generated", done.stdout)
+    assert found is not None, done.stdout[-2000:]
+    assert int(found[1]) > 30
+    assert module_stack.log is not None
+    assert "admin request failed, incident" not in module_stack.log.read_text()
