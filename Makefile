@@ -75,7 +75,7 @@ tools: ## Debian packages that some tests use, where this may install them; with
 faults: $(READY) ## Every fault of docs/reliability.md and every mutant, half an hour on a quiet machine; SEED (1)
 	$(BIN)/python -m tests.faults --form full --seed $(SEED) --json build/faults.json
 	$(BIN)/python -m tests.faults.report build/faults.json
-	$(BIN)/python -m tests.faults --mutants --seed $(SEED)
+	$(BIN)/python -m tests.faults --form full --mutants --seed $(SEED)
 
 faults-ci: $(READY) ## The short form, four minutes: a few kills at every named step
 	$(BIN)/python -m tests.faults --form ci --seed $(SEED)

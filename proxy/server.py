@@ -7,11 +7,14 @@ process of its own when it has a port of its own.
 
 from __future__ import annotations
 
+import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Thread, Timer
+from typing import Any
 from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIServer
 
@@ -22,6 +25,7 @@ from granian.server.mp import MPServer
 from prometheus_client import CollectorRegistry, multiprocess, start_http_server
 
 from proxy import settings as settings_module
+from proxy import telemetry, tls
 from proxy.errors import ConfigurationError
 from proxy.settings import Settings
 from proxy.web.admin import check_settings
@@ -46,16 +50,41 @@ def serve(settings: Settings) -> int:
     directory = settings_module.multiprocess_dir()
     if directory is None:
         raise ConfigurationError("PROMETHEUS_MULTIPROC_DIR must be set before the metrics are imported")
+    if settings.tls_certificate:  # what is served until this process ends, whatever the file becomes
+        telemetry.CERTIFICATE_END.labels(settings.surface).set(tls.ends_at(settings.tls_certificate))
     metrics = _serve_metrics(settings, directory) if settings.metrics_port else None
     keeper = _Keeper(settings, directory)
     keeper.start()
     try:
         _granian(settings).serve()
     finally:
+        settings.leaving_mark(os.getpid()).unlink(missing_ok=True)
         keeper.stop()
         if metrics is not None:
             metrics[0].shutdown()
     return 0
+
+
+class _Server(MPServer):
+    """granian, leaving in two steps: SIGTERM first turns readiness off, so that whoever balances sends
+    nothing new, and only then closes the port. What waits in the port's backlog when it is closed is reset.
+    """
+
+    def __init__(self, *args: Any, leaving: Path, leave_seconds: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._leaving = leaving
+        self._leave_seconds = leave_seconds
+        leaving.parent.mkdir(parents=True, exist_ok=True)
+        leaving.unlink(missing_ok=True)
+
+    def signal_handler_interrupt(self, *args: Any, **kwargs: Any) -> None:
+        if args[:1] == (signal.SIGTERM,) and self._leave_seconds and not self._leaving.exists():
+            self._leaving.touch()
+            timer = Timer(self._leave_seconds, super().signal_handler_interrupt)
+            timer.daemon = True
+            timer.start()
+        else:  # the second time, or Ctrl-C: at once
+            super().signal_handler_interrupt(*args, **kwargs)  # type: ignore[no-untyped-call]
 
 
 class _Keeper(Thread):
@@ -142,10 +171,12 @@ def _connections(settings: Settings) -> int:
     return max(256, min(wanted, soft - settings.max_calls - 256))
 
 
-def _granian(settings: Settings) -> MPServer:
+def _granian(settings: Settings) -> _Server:
     port = settings.admin_port if settings.surface == "admin" else settings.port
-    return MPServer(
+    return _Server(
         "proxy.app:create",
+        leaving=settings.leaving_mark(os.getpid()),
+        leave_seconds=settings.leave_seconds,
         address=settings.host,
         port=port,
         interface=Interfaces.ASGI,

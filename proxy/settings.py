@@ -124,6 +124,9 @@ class Settings:
     max_calls: int = _setting(2000, "calls in flight per worker before new ones are refused as overload")
     body_seconds: int = _setting(30, "longest time a request body may take to arrive")
     shutdown_seconds: int = _setting(3900, "grace for running calls on SIGTERM")
+    leave_seconds: int = _setting(
+        1, "time from SIGTERM, when /health/ready turns 503, to the last accepted connection"
+    )
     clock_skew_seconds: int = _setting(60, "difference to the database's clock above which calls are refused")
     tls_certificate: str = _setting("", "PEM file; with TLS_KEY the proxy speaks TLS")
     tls_key: str = _setting("", "PEM file of the certificate's key")
@@ -153,6 +156,10 @@ class Settings:
     @property
     def state_path(self) -> Path:
         return Path(self.state_dir).resolve()
+
+    def leaving_mark(self, server: int) -> Path:
+        """Exists from SIGTERM on: how a server, by its process id, tells its workers that it is leaving."""
+        return self.state_path / f"leaving-{server}"
 
     @property
     def owner_url(self) -> str:

@@ -5,7 +5,8 @@
 --seed N            the schedule; the same seed plays the same schedule
 --only TEXT         only rounds whose name contains it
 --root DIR          the source tree under test
---mutants           break the program in every known way instead: each must be caught
+--mutants           break the program in every known way instead: each must be caught, by the rounds that
+                    guard the rule, with --form ci in the size that CI plays
 --json FILE         the result as JSON, for the table in docs/reliability.md
 """
 
@@ -35,7 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.faults", description="Faults, and what must survive them."
     )
-    parser.add_argument("--form", choices=[*plan.FORMS, "soak"], default="ci")
+    parser.add_argument("--form", choices=[*plan.FORMS, "soak"], default="full")
     parser.add_argument("--hours", type=float, default=24.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="")
@@ -44,7 +45,8 @@ def main() -> int:
     parser.add_argument("--mutants", action="store_true")
     options = parser.parse_args()
     if options.mutants:
-        caught, put_in = asyncio.run(mutants.hunt_all(options.seed, options.only))
+        jobs = plan.ci() if options.form == "ci" else plan.guards()
+        caught, put_in = asyncio.run(mutants.hunt_all(options.seed, jobs, options.only))
         print(f"{caught} of {put_in} mutants were caught")
         return int(caught < put_in)
     if options.form != "soak" and not wanted(options):
