@@ -7,6 +7,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from fnmatch import fnmatchcase
@@ -184,14 +185,22 @@ def explained(call: Mapping[str, Any], policies: PolicySet) -> list[str]:
     at = datetime.fromisoformat(call["admitted_at"]).timestamp()
     priced = _priced(call, policies)
     charged = int(Decimal(call["cost_usd"]) * NANO)
-    for usage, tier, latency in _possible(call["usage"]):
+    used = _usage(call["usage"])
+    possible = list(product(priced.image_variants(at) or (None,), ("standard", "optimized"), _TIERS))
+    for variant, latency, tier in possible:
+        usage = replace(used, image_variant=variant)
         if priced.cost(usage, tier, latency, at)[0] == charged:
             return [*head, *priced.explain(usage, tier, latency, at), *tail]
-    usage, tier, latency = next(_possible(call["usage"]))
-    rest = charged - priced.cost(usage, tier, latency, at)[0]
-    over = f"{call['cost_usd']} USD: {usd(rest)} USD more than its tokens cost by this book"
-    why = f"(images, guardrail units, or another price book than version {call['price_version']})"
-    return [*head, *priced.explain(usage, tier, latency, at), f"{'charged':<15}{over} {why}", *tail]
+    variant, latency, tier = possible[0]
+    rest = charged - priced.cost(replace(used, guardrail_units=0), tier, latency, at)[0]
+    usage = replace(used, image_variant=variant, guardrail_units=0)
+    lines = priced.explain(usage, tier, latency, at)
+    if used.guardrail_units and rest > 0:
+        what = f"{used.guardrail_units:,} units, each at the rate of its policy = {usd(rest)} USD"
+        return [*head, *lines, f"{'guardrails':<15}{what}", f"{'charged':<15}{call['cost_usd']} USD", *tail]
+    over = f"{call['cost_usd']} USD: {usd(rest)} USD more than its units cost by this book"
+    why = f"(another price book than version {call['price_version']})"
+    return [*head, *lines, f"{'charged':<15}{over} {why}", *tail]
 
 
 def _priced(call: Mapping[str, Any], policies: PolicySet) -> Priced:
@@ -212,17 +221,14 @@ def _priced(call: Mapping[str, Any], policies: PolicySet) -> Priced:
     return policies.priced(model, target)
 
 
-def _possible(used: Mapping[str, int]) -> Any:
-    """What the ledger's item leaves open: the cache's lifetime, the tier and the latency as served."""
-    write = used["cache_write_tokens"]
-    for five in dict.fromkeys((write, 0)):
-        usage = Usage(
-            input_tokens=used["input_tokens"], output_tokens=used["output_tokens"],
-            cache_read_tokens=used["cache_read_tokens"], cache_write_5m_tokens=five,
-            cache_write_1h_tokens=write - five,
-        )  # fmt: skip
-        for latency, tier in product(("standard", "optimized"), _TIERS):
-            yield usage, tier, latency
+def _usage(used: Mapping[str, int]) -> Usage:
+    """Of the ledger's item, which leaves open: the tier, the latency and the size of images as served."""
+    return Usage(
+        input_tokens=used["input_tokens"], output_tokens=used["output_tokens"],
+        cache_read_tokens=used["cache_read_tokens"], cache_write_5m_tokens=used["cache_write_5m_tokens"],
+        cache_write_1h_tokens=used["cache_write_1h_tokens"], images=used["images"],
+        guardrail_units=used["guardrail_units"],
+    )  # fmt: skip
 
 
 # ---- models ----------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from proxy.domain.rates import (
     nanos,
     usd,
     usd_exact,
-)
+)  # fmt: skip
 from proxy.domain.request import Bound
 from proxy.domain.usage import Usage
 from proxy.errors import UnboundedCost, UnknownModel
@@ -228,6 +228,9 @@ class Priced:
             return max(bound.images, IMAGES_PER_REQUEST)
         return bound.images
 
+    def image_variants(self, at: float) -> tuple[str, ...]:
+        return tuple(self._plan(at).images)
+
     def completed(self, bound: Bound, usage: Usage, at: float) -> Usage:
         """The usage with what its answer does not tell: the size of its images, and the most that a
         guardrail without a trace can have taken, which is part of the ceiling.
@@ -303,20 +306,19 @@ class Priced:
         plan = self._plan(at_sent)
         total_input = usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens
         row = plan.charged(total_input, tier_served, latency_served)
+        row = row._replace(image=plan.images.get(usage.image_variant or "dearest", row.image))
         lines = [f"{self.where}, prices of {plan.version}, tier {tier_served}, latency {latency_served}"]
-        counts = (
-            *(usage.input_tokens, usage.output_tokens, usage.cache_read_tokens),
-            *(usage.cache_write_5m_tokens, usage.cache_write_1h_tokens, usage.images, usage.guardrail_units),
-        )
+        tokens = (usage.input_tokens, usage.output_tokens, usage.cache_read_tokens)
+        rest = (usage.cache_write_5m_tokens, usage.cache_write_1h_tokens, usage.images, usage.guardrail_units)
         total = 0
-        for kind, count, rate in zip(KINDS, counts, row, strict=True):
+        for kind, count, rate in zip(KINDS, tokens + rest, row, strict=True):
             if count > 0:
                 total += count * rate
-                lines.append(
-                    f"{kind:<15}{count:>14,} x {usd(rate)} USD per million = {usd_exact(count * rate)} USD"
-                )
-        if any(total_input > over for over, _ in plan.long):
-            lines.append(f"long-context rates: {total_input:,} input tokens")
+                cost = f"{usd(rate)} USD per million = {usd_exact(count * rate)} USD"
+                lines.append(f"{kind:<15}{count:>14,} x {cost}")
+        lines += [f"long-context rates: {total_input:,} input tokens"] * any(
+            total_input > n for n, _ in plan.long
+        )
         lines.append(f"{'sum':<15}{usd_exact(total)} USD, rounded up to {usd(nanos(total))} USD")
         return lines
 

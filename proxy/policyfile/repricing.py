@@ -1,14 +1,15 @@
 """A recorded cost explained, and priced again when the book for its time has changed.
 
-The ledger keeps what was used and which version priced it, not the tier and latency that Bedrock echoed.
-They are found again: those under which the recorded usage costs what was recorded. A cost that no tier
-explains (an image variant, guardrail units by policy) is never changed.
+The ledger keeps what was used and which version priced it, not the tier and latency that Bedrock echoed,
+nor the size of images. They are found again: those under which the recorded usage costs what was recorded.
+A cost that none of them explains (guardrail units by policy) is never changed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 from proxy.domain.catalogue import Model, Target
 from proxy.domain.pricing import PriceBook, Priced
@@ -59,9 +60,9 @@ def explain(policies: PolicySet, paid: Paid) -> Explained | None:
         today = policies.priced(model, target)
     except Refusal:
         return None
-    for tier, latency in _served(policies.prices, model, target, paid):
-        cost, version = today.cost(paid.usage, tier, latency, paid.at)
-        lines = tuple(today.explain(paid.usage, tier, latency, paid.at))
+    for usage, tier, latency in _served(policies.prices, model, target, paid):
+        cost, version = today.cost(usage, tier, latency, paid.at)
+        lines = tuple(today.explain(usage, tier, latency, paid.at))
         return Explained(
             tier=tier,
             latency=latency,
@@ -82,15 +83,17 @@ def _place(policies: PolicySet, paid: Paid) -> tuple[Model, Target] | None:
     return model, target
 
 
-def _served(book: PriceBook, model: Model, target: Target, paid: Paid) -> Iterator[tuple[str, str]]:
-    """Tiers and latencies that give the recorded cost under the version that was recorded."""
+def _served(book: PriceBook, model: Model, target: Target, paid: Paid) -> Iterator[tuple[Usage, str, str]]:
+    """Usages with a size of image, tiers and latencies that give the recorded cost under the version that
+    was recorded.
+    """
     then = _as_recorded(book, model, target, paid)
     if then is None:
         return
-    for latency in _LATENCIES:
-        for tier in _TIERS:
-            if then.cost(paid.usage, tier, latency, paid.at)[0] == paid.cost:
-                yield tier, latency
+    for variant, latency, tier in product(then.image_variants(paid.at) or (None,), _LATENCIES, _TIERS):
+        usage = replace(paid.usage, image_variant=variant)
+        if then.cost(usage, tier, latency, paid.at)[0] == paid.cost:
+            yield usage, tier, latency
 
 
 def _as_recorded(book: PriceBook, model: Model, target: Target, paid: Paid) -> Priced | None:

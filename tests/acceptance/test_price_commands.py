@@ -93,6 +93,45 @@ def test_the_tier_that_was_served_is_found_by_what_was_charged(proxy, key, simul
     assert "tier priority" in tollhouse(proxy, "prices", "explain", row["attempt"])
 
 
+def test_images_are_explained_by_the_size_that_was_charged(proxy, key, simulator):
+    model = "amazon.nova-canvas-v1:0"
+    body = {
+        "taskType": "TEXT_IMAGE",
+        "textToImageParams": {"text": "a tollhouse"},
+        "imageGenerationConfig": {"numberOfImages": 2, "width": 2048, "height": 2048, "quality": "standard"},
+    }
+    status, _, answer = proxy.request("POST", f"/model/{model}/invoke", body, key=key.bearer_token)
+    assert status == 200, answer
+    row = last(proxy, model)
+    assert row["usage"]["images"] == 2
+    assert nano(row["cost_usd"]) == nano(simulator.bill()["total_usd"])
+    said = tollhouse(proxy, "prices", "explain", row["attempt"])
+    assert "more than" not in said and "2 x " in said
+
+
+def test_guardrail_units_and_both_lifetimes_of_the_cache_are_told(proxy, key, simulator):
+    cached = {
+        "anthropic_version": "bedrock-2023-05-31",
+        "max_tokens": 20,
+        "system": [
+            {"type": "text", "text": "law " * 3000, "cache_control": {"type": "ephemeral", "ttl": "1h"}},
+            {"type": "text", "text": "case " * 3000, "cache_control": {"type": "ephemeral"}},
+        ],
+        "messages": [{"role": "user", "content": "hello"}],
+    }
+    model = "anthropic.claude-sonnet-4-5-20250929-v1:0"
+    status, _, answer = proxy.request("POST", f"/model/us.{model}/invoke", cached, key=key.bearer_token)
+    assert status == 200, answer
+    row = last(proxy, model)
+    used = row["usage"]
+    assert used["cache_write_5m_tokens"] > 0 and used["cache_write_1h_tokens"] > 0
+    assert used["cache_write_tokens"] == used["cache_write_5m_tokens"] + used["cache_write_1h_tokens"]
+    assert nano(row["cost_usd"]) == nano(simulator.bill()["total_usd"])
+    said = tollhouse(proxy, "prices", "explain", row["attempt"])
+    assert "more than" not in said
+    assert f"{used['cache_write_1h_tokens']:,} x " in said and f"{used['cache_write_5m_tokens']:,} x " in said
+
+
 def test_a_call_that_was_charged_its_ceiling_says_so(proxy, key, simulator):
     simulator.fault({"fault": "close:0", "model": CLAUDE, "times": 1})
     body = {"messages": [{"role": "user", "content": [{"text": "hello"}]}]}

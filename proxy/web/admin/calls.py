@@ -13,6 +13,7 @@ from litestar.params import Parameter
 
 from proxy.domain.control import CallFilter, CallRecord
 from proxy.domain.ledger import State
+from proxy.domain.usage import NOTHING, Usage
 from proxy.web.admin import paging
 from proxy.web.admin.access import Principal, of_own_tenant
 from proxy.web.admin.core import PAGE, Cursor, Limit, Office, Page, aware, utc, utc_or_none
@@ -66,8 +67,8 @@ class CallDesk:
         found = await self.office.store.call(attempt, tenant=who.tenant)
         if found is None:
             raise not_found("call")
-        entries = await self.office.store.entries(attempt)
-        out = call_out(found)
+        call, entries = found
+        out = call_out(call)
         out.entries = [
             EntryOut(
                 kind=entry.kind.name, amount_usd=usd(entry.amount), why=entry.why.name, at=utc(entry.at),
@@ -161,8 +162,20 @@ def split(group_by: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def usage_out(usage: Usage) -> UsageOut:
+    return UsageOut(
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cache_read_tokens=usage.cache_read_tokens,
+        cache_write_tokens=usage.cache_write_tokens,
+        cache_write_5m_tokens=usage.cache_write_5m_tokens,
+        cache_write_1h_tokens=usage.cache_write_1h_tokens,
+        images=usage.images,
+        guardrail_units=usage.guardrail_units,
+    )
+
+
 def call_out(row: CallRecord) -> CallOut:
-    usage = row.usage
     out = CallOut(
         id=row.call,
         attempt=row.attempt,
@@ -175,14 +188,7 @@ def call_out(row: CallRecord) -> CallOut:
         target=row.target,
         outcome=cast("OutcomeName", row.outcome.name),
         why=None if row.why is None else row.why.name,
-        usage=UsageOut(
-            input_tokens=0 if usage is None else usage.input_tokens,
-            output_tokens=0 if usage is None else usage.output_tokens,
-            cache_read_tokens=0 if usage is None else usage.cache_read_tokens,
-            cache_write_tokens=0
-            if usage is None
-            else usage.cache_write_5m_tokens + usage.cache_write_1h_tokens,
-        ),
+        usage=usage_out(row.usage or NOTHING),
         ceiling_usd=usd(row.ceiling),
         cost_usd=None if row.cost is None else usd(row.cost),
         saved_usd=usd(row.saved),

@@ -12,10 +12,16 @@ from proxy.web.schemas import BudgetOut, Mode, Out, OutcomeName
 
 
 class UsageOut(Out):
+    """Units of one attempt. `cache_write_tokens` is the sum of its two lifetimes."""
+
     input_tokens: int
     output_tokens: int
     cache_read_tokens: int
     cache_write_tokens: int
+    cache_write_5m_tokens: int
+    cache_write_1h_tokens: int
+    images: int
+    guardrail_units: int
 
 
 class EntryOut(Out):
@@ -108,6 +114,47 @@ class SpendReportOut(Out):
     #: more groups exist than are shown; narrow the time or group by less
     truncated: bool
     next: str | None = None
+
+
+CachePlace = Literal["tools", "system", "messages"]
+CacheTtl = Literal["5m", "1h"]
+
+
+class PromptCachingOptionOut(Out):
+    """What one way of placing cache points would have done: one at the end of the tools, of the system
+    prompt or of the last message, whose entries live so long after their last use.
+    """
+
+    place: CachePlace
+    ttl: CacheTtl
+    #: input tokens that would have been read from the cache, and written to it
+    read_tokens: int
+    write_tokens: int
+    #: against the plain input rate; negative is a loss
+    saved_usd: str
+
+
+class PromptCachingOut(Out):
+    """The paid prompts of one tenant and model in the last day."""
+
+    tenant: str
+    model: str
+    calls: int
+    #: input of every kind
+    input_tokens: int
+    #: input that was read from Bedrock's prompt cache as it is
+    cached_tokens: int
+    #: part of the input that an earlier prompt of the last 5 minutes, or hour, began with
+    repeated_share_5m: str
+    repeated_share_1h: str
+    #: fewest tokens before a cache point; null where the model takes none
+    minimum_tokens: int | None
+    #: what to do, in a sentence
+    advice: str
+    #: the first of `options`; null when there are none
+    best: PromptCachingOptionOut | None
+    #: the best first
+    options: list[PromptCachingOptionOut]
 
 
 class StatementLineOut(Out):

@@ -98,6 +98,7 @@ async def test_a_call_is_shown_as_the_ledger_has_it(admin, world) -> None:
     )
     assert item["usage"] == {
         "input_tokens": 10, "output_tokens": 20, "cache_read_tokens": 3, "cache_write_tokens": 3,
+        "cache_write_5m_tokens": 1, "cache_write_1h_tokens": 2, "images": 0, "guardrail_units": 0,
     }  # fmt: skip
     assert (item["ceiling_usd"], item["cost_usd"], item["upstream_request_id"]) == ("2.00", "0.25", "req-1")
     assert (item["latency_ms"], item["first_byte_ms"]) == (120, 30)
