@@ -83,8 +83,15 @@ class _Plan:
     """One version's prices of one place, ready to multiply."""
 
     __slots__ = (
-        *("version", "price", "standard", "tiers", "optimized", "long", "images"),
-        *("reserve", "guardrails"),
+        "guardrails",
+        "images",
+        "long",
+        "optimized",
+        "price",
+        "reserve",
+        "standard",
+        "tiers",
+        "version",
     )
 
     def __init__(self, version: PriceVersion, price: Price, optimized: Price | None) -> None:
@@ -316,9 +323,8 @@ class Priced:
                 total += count * rate
                 cost = f"{usd(rate)} USD per million = {usd_exact(count * rate)} USD"
                 lines.append(f"{kind:<15}{count:>14,} x {cost}")
-        lines += [f"long-context rates: {total_input:,} input tokens"] * any(
-            total_input > n for n, _ in plan.long
-        )
+        if any(total_input > over for over, _ in plan.long):
+            lines.append(f"long-context rates: {total_input:,} input tokens")
         lines.append(f"{'sum':<15}{usd_exact(total)} USD, rounded up to {usd(nanos(total))} USD")
         return lines
 
