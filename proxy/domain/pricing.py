@@ -83,15 +83,7 @@ class _Plan:
     """One version's prices of one place, ready to multiply."""
 
     __slots__ = (
-        "guardrails",
-        "images",
-        "long",
-        "optimized",
-        "price",
-        "reserve",
-        "standard",
-        "tiers",
-        "version",
+        *("version", "price", "standard", "tiers", "optimized", "long", "images", "reserve", "guardrails"),
     )
 
     def __init__(self, version: PriceVersion, price: Price, optimized: Price | None) -> None:
