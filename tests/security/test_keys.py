@@ -40,7 +40,7 @@ WRONG: dict[str, Callable[[str], str]] = {
     "truncated": lambda token: token[:-1],
     "one more": lambda token: token + "x",
     "bad checksum": lambda token: token[:-1] + ("0" if token[-1] != "0" else "1"),
-    "good checksum, other secret": lambda token: _resealed(token[:30] + "A" + token[31:]),
+    "good checksum, other secret": lambda token: _resealed(token[:30] + _other(token[30]) + token[31:]),
     "upper case": str.upper,
     "look-alikes": lambda token: token.replace("o", "\u043e").replace("e", "\u0435").replace("_", "\uff3f"),
     "trailing space": lambda token: token + " x",
@@ -48,6 +48,10 @@ WRONG: dict[str, Callable[[str], str]] = {
     "two": lambda token: f"{token}, {token}",
     "long": lambda _: "th_live_" + "a" * 50_000,
 }
+
+
+def _other(character: str) -> str:
+    return "B" if character == "A" else "A"
 
 
 def _resealed(token: str) -> str:
