@@ -31,7 +31,7 @@ TENANT = f'{NS}, tenant=~"$tenant"'
 MODEL = f'{NS}, tenant=~"$tenant", model=~"$model"'
 RATE = "[$__rate_interval]"
 #: reasons of refusals that are a fault of the proxy's own; the same as in files/alerts.yaml
-OURS = "bank_away|closed|directory_stale|limiter_away|overloaded|recorder_failed|resolved|unavailable"
+OURS = "bank_away|closed|directory_stale|limiter_away|overloaded|recorder_failed|recovery_needed|replica_clock|resolved|stood_still|unavailable"
 
 NAMESPACE = Variable(name="namespace", label="Namespace", metric="tollhouse_calls_in_flight")
 TENANTS = Variable(name="tenant", label="Tenant", metric="tollhouse_calls_total")
@@ -59,8 +59,8 @@ def dollars(expr: str) -> str:
 
 
 def or_zero(expr: str) -> str:
-    """Counters with labels do not exist before they first count."""
-    return f"({expr}) or vector(0)"
+    """Counters with labels do not exist before they first count: 0 in the place of nothing, not beside something."""
+    return f"({expr}) or on() vector(0)"
 
 
 def overview() -> Dashboard:
@@ -76,7 +76,7 @@ def overview() -> Dashboard:
         panels=(
             Panel(title="Calls", about="Calls that were admitted and have ended.", kind="stat", width=4, unit="reqps",
                   queries=(Query(expr=calls),)),
-            Panel(title="Spend", about="What tenants are charged, per hour at the present rate.", kind="stat", width=4,
+            Panel(title="Spend per hour", about="What tenants are charged at the present rate.", kind="stat", width=4,
                   unit="currencyUSD", queries=(Query(expr=dollars(rate("tollhouse_cost_nanodollars_total") + " * 3600")),)),
             Panel(title="Refused", about="Share of all requests that were refused, for whatever reason.", kind="stat",
                   width=4, unit="percentunit", queries=(Query(expr=f"({or_zero(refused)}) / {every}"),)),
@@ -93,14 +93,14 @@ def overview() -> Dashboard:
                   runbook="bank-away", queries=(Query(expr=rate("tollhouse_refusals_total", "reason", TENANT), legend="{{reason}}"),)),
             Panel(title="Calls by model", about="The ten busiest.", unit="reqps", stacked=True,
                   queries=(Query(expr=f"topk(10, {rate('tollhouse_calls_total', 'model', MODEL)})", legend="{{model}}"),)),
-            Panel(title="Spend by model", about="Per hour; the ten dearest.", unit="currencyUSD", stacked=True,
+            Panel(title="Spend per hour by model", about="The ten dearest.", unit="currencyUSD", stacked=True,
                   queries=(Query(expr=f"topk(10, {dollars(rate('tollhouse_cost_nanodollars_total', 'model', MODEL) + ' * 3600')})", legend="{{model}}"),)),
             Panel(title="First byte of streams", about="From a request's arrival to the first byte of its streamed answer.",
                   unit="s", queries=quantiles("tollhouse_first_byte_seconds")),
             Panel(title="Time upstream", about="One sending, from send to its last byte.", unit="s",
                   queries=quantiles("tollhouse_upstream_seconds", f'{NS}, model=~"$model"')),
-            Panel(title="Tokens", about="As Bedrock reports them.", unit="short", stacked=True,
-                  queries=(Query(expr=rate("tollhouse_tokens_total", "kind", MODEL), legend="{{kind}} per second"),)),
+            Panel(title="Tokens per second", about="As Bedrock reports them.", unit="short", stacked=True,
+                  queries=(Query(expr=rate("tollhouse_tokens_total", "kind", MODEL), legend="{{kind}}"),)),
             Panel(title="Requests without a valid key", about="Wrong, expired or missing keys.", unit="reqps",
                   queries=(Query(expr=rate("tollhouse_authentication_failures_total"), legend="refused"),)),
             Panel(title="In flight by pod", about="Even when the load balancer is.", stacked=True,
@@ -113,6 +113,10 @@ def overview() -> Dashboard:
                   queries=(Query(expr=or_zero(rate("tollhouse_alert_deliveries_total", "result")), legend="{{result}}"),)),
             Panel(title="Governance", about="What the proxy adds before a call is sent: from the request's last byte to its sending.",
                   unit="s", queries=quantiles("tollhouse_governance_seconds")),
+            Panel(title="Keys that end", about="Keys that were used within a week and end within the named time.", runbook="keys-end",
+                  queries=(Query(expr=f"max by (within) (tollhouse_keys_expiring{{{NS}}})", legend="within {{within}}"),)),
+            Panel(title="Certificate", about="Time until the certificate ends that each pod serves; only where pods speak TLS.", unit="s", red_below=21 * 86400, runbook="certificate-ends",
+                  queries=(Query(expr=f"min by (instance) (tollhouse_certificate_not_after_seconds{{{NS}}}) - time()", legend="{{instance}}"),)),
         ),
     )  # fmt: skip
 
@@ -146,7 +150,7 @@ def tenants() -> Dashboard:
                   queries=(Query(expr=f"{left} / ({slope} > 0)", legend=named),)),
             Panel(title="Held by running calls", about="The ceilings of open attempts; what they do not use comes back.", unit="currencyUSD",
                   queries=(Query(expr=dollars(reserved), legend=named),)),
-            Panel(title="Spend by tenant", about="Per hour; the twenty dearest.", unit="currencyUSD", stacked=True,
+            Panel(title="Spend per hour by tenant", about="The twenty dearest.", unit="currencyUSD", stacked=True,
                   queries=(Query(expr=f"topk(20, {dollars(rate('tollhouse_cost_nanodollars_total', 'tenant', MODEL) + ' * 3600')})", legend="{{tenant}}"),)),
             Panel(title="Calls by tenant", about="The twenty busiest.", unit="reqps", stacked=True,
                   queries=(Query(expr=f"topk(20, {rate('tollhouse_calls_total', 'tenant', MODEL)})", legend="{{tenant}}"),)),
@@ -189,8 +193,15 @@ def capacity() -> Dashboard:
                   queries=(Query(expr=or_zero(rate("tollhouse_target_openings_total", "target, why")), legend="{{target}} {{why}}"),)),
             Panel(title="Spill", about="Sendings after a failed one of the same call: from one place to the next, or to a fallback model.", unit="reqps", stacked=True,
                   queries=(Query(expr=or_zero(rate("tollhouse_failovers_total", "model, served", f'{NS}, model=~"$model"')), legend="{{model}} by {{served}}"),)),
-            Panel(title="Provisioned use", about="Tokens per minute of provisioned targets against what their units take.", unit="percentunit",
-                  queries=(Query(expr=f"max by (target) (tollhouse_provisioned_use_ratio{{{NS}}})", legend="{{target}}"),)),
+            Panel(title="Provisioned use: tokens per minute and model unit", about="Of what is paid by the hour. AWS tells each account what a unit takes; throttles above show when it is reached.",
+                  queries=(Query(expr=or_zero(f"60 * sum by (target) (rate(tollhouse_provisioned_tokens_total{{{NS}}}{RATE})) / (max by (target) (tollhouse_provisioned_units{{{NS}}}) > 0)"),
+                                 legend="{{target}}"),)),
+            Panel(title="Model units", about="Provisioned throughputs in service, as the control plane says. Zero: it is gone, or no longer in service.",
+                  queries=(Query(expr=or_zero(f"max by (target) (tollhouse_provisioned_units{{{NS}}})"), legend="{{target}}"),)),
+            Panel(title="Models that end", about="Time until AWS ends a base model; calls to it fail from then on. The ten next.", unit="s",
+                  queries=(Query(expr=or_zero(f"bottomk(10, max by (model) (tollhouse_model_end_of_life_seconds{{{NS}}}) - time() > 0)"), legend="{{model}}"),)),
+            Panel(title="Inputs counted", about="Inputs whose exact size decided whether a budget suffices: exact; never: the model cannot count; later: too many at once.",
+                  unit="reqps", stacked=True, queries=(Query(expr=or_zero(rate("tollhouse_counts_total", "result")), legend="{{result}}"),)),
         ),
     )  # fmt: skip
 
@@ -221,12 +232,12 @@ def money() -> Dashboard:
                   queries=(Query(expr=f"sum by (instance) (tollhouse_settlements_waiting{{{NS}}})", legend="{{instance}}"),)),
             Panel(title="Admit", about="Time the bank took to admit one attempt.", unit="s", queries=quantiles("tollhouse_admit_seconds")),
             Panel(title="Settle", about="Time the bank took to settle one attempt: the ledger's lag.", unit="s", queries=quantiles("tollhouse_settle_seconds")),
-            Panel(title="Partitions ahead", about="Days of ledger tables that exist ahead of now; an alert fires below 45.", unit="d", runbook="partitions-short",
+            Panel(title="Partitions ahead", about="Days of ledger tables that exist ahead of now; an alert fires below 45.", unit="d", red_below=45, runbook="partitions-short",
                   queries=(Query(expr=f"max(tollhouse_partition_days_ahead{{{NS}}})", legend="days"),)),
             Panel(title="Recovered and swept", about="Attempts resolved from a dead process's flight recorder, and by the sweeper for lost pods.",
                   unit="reqps", queries=(Query(expr=or_zero(rate("tollhouse_recovered_total")), legend="recovered"),
                                          Query(expr=rate("tollhouse_swept_total"), legend="swept"))),
-            Panel(title="Spend", about="What tenants are charged, per hour.", unit="currencyUSD", stacked=True,
+            Panel(title="Spend per hour", about="What tenants are charged; the twenty dearest.", unit="currencyUSD", stacked=True,
                   queries=(Query(expr=f"topk(20, {dollars(rate('tollhouse_cost_nanodollars_total', 'tenant', MODEL) + ' * 3600')})", legend="{{tenant}}"),)),
             Panel(title="Age of the keys", about="Since each pod last read keys and policies. Above a second, free routes refuse.", unit="s", red_from=1, runbook="directory-stale",
                   queries=(Query(expr=f"max by (instance) (tollhouse_directory_age_seconds{{{NS}}})", legend="{{instance}}"),)),
@@ -234,8 +245,16 @@ def money() -> Dashboard:
                   queries=(Query(expr=f"time() - max(tollhouse_usage_rolled_to_seconds{{{NS}}} > 0)", legend="behind"),)),
             Panel(title="Oldest open attempt", about="Above twice the longest call the sweeper is behind.", unit="s", runbook="sweeper-behind",
                   queries=(Query(expr=f"max(tollhouse_oldest_open_attempt_seconds{{{NS}}})", legend="oldest"),)),
-            Panel(title="Reconciliation", about="Difference between the ledger and AWS's own records.", unit="currencyUSD",
-                  queries=(Query(expr=dollars(f"max by (source) (tollhouse_reconciliation_difference_nanodollars{{{NS}}})"), legend="{{source}}"),)),
+            Panel(title="Reconciliation", about="Tokens by which the ledger and CloudWatch differ without a known reason, by age of the day. The newest days may still move.",
+                  queries=(Query(expr=or_zero(f"max by (age, kind) (tollhouse_reconciliation_unexplained_tokens{{{NS}}})"), legend="{{kind}}, {{age}}"),)),
+            Panel(title="Ceilings without proof", about="Attempts charged their ceiling for which the invocation log has no proof (yet). 0 as well where no log is named.",
+                  runbook="unexplained-ceilings", queries=(Query(expr=f"max(tollhouse_unproven_ceilings{{{NS}}})", legend="without proof"),)),
+            Panel(title="Given back by evidence", about="Ceilings lowered to what the invocation log says was used, per hour.", unit="currencyUSD",
+                  queries=(Query(expr=dollars(rate("tollhouse_refunded_nanodollars_total") + " * 3600"), legend="given back"),)),
+            Panel(title="Refunds", about="How many ceilings evidence lowered.", unit="reqps",
+                  queries=(Query(expr=rate("tollhouse_refunds_total"), legend="refunds"),)),
+            Panel(title="Clamped", about="Calls whose output limit was lowered to what a budget affords.", unit="reqps", stacked=True,
+                  queries=(Query(expr=or_zero(rate("tollhouse_clamped_total", "model", f'{NS}, model=~"$model"')), legend="{{model}}"),)),
         ),
     )  # fmt: skip
 
@@ -254,9 +273,9 @@ def cache() -> Dashboard:
                   unit="reqps", stacked=True, queries=(Query(expr=rate("tollhouse_cache_calls_total", "result", TENANT), legend="{{result}}"),)),
             Panel(title="Found", about="Share of the calls that asked the cache and paid nothing.", unit="percentunit", maximum=1,
                   queries=(Query(expr=f"({or_zero(found)}) / ({asked} > 0)", legend="found"),)),
-            Panel(title="Saved", about="What the answers from the cache would have cost, per hour.", unit="currencyUSD", stacked=True,
+            Panel(title="Saved per hour", about="What the answers from the cache would have cost.", unit="currencyUSD", stacked=True,
                   queries=(Query(expr=f"topk(20, {saved})", legend="{{tenant}}"),)),
-            Panel(title="Tokens saved", about="Tokens that were not bought again, per second.", stacked=True,
+            Panel(title="Tokens saved per second", about="Tokens that were not bought again.", stacked=True,
                   queries=(Query(expr=rate("tollhouse_cache_saved_tokens_total", "kind", MODEL), legend="{{kind}}"),)),
             Panel(title="Kept", about="Bytes of answers kept, by tenant; the twenty largest.", unit="bytes", stacked=True,
                   queries=(Query(expr=f"topk(20, max by (tenant) (tollhouse_cache_bytes{{{TENANT}}}))", legend="{{tenant}}"),)),

@@ -40,6 +40,8 @@ class Panel:
     width: int = 12
     #: value from which it is shown in red; None for no such value
     red_from: float | None = None
+    #: value below which it is shown in red, for what must not run out; instead of `red_from`
+    red_below: float | None = None
     #: name of a file in docs/runbooks, without .md
     runbook: str = ""
     stacked: bool = False
@@ -136,11 +138,13 @@ def _defaults(panel: Panel) -> Json:
     steps: list[Json] = [{"color": "green", "value": None}]
     if panel.red_from is not None:
         steps.append({"color": "red", "value": panel.red_from})
+    if panel.red_below is not None:
+        steps = [{"color": "red", "value": None}, {"color": "green", "value": panel.red_below}]
     custom: Json = {}
     if panel.kind == "timeseries":
         custom = {"lineWidth": 1, "fillOpacity": 25 if panel.stacked else 5, "showPoints": "never"}
         custom["stacking"] = {"mode": "normal" if panel.stacked else "none", "group": "A"}
-        if panel.red_from is not None:
+        if panel.red_from is not None or panel.red_below is not None:
             custom["thresholdsStyle"] = {"mode": "line"}
     found: Json = {
         "unit": panel.unit,

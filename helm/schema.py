@@ -41,7 +41,7 @@ KUBERNETES_LIST: Schema = {"type": "array", "items": {"type": "object"}}
 WORDS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
 QUANTITY: Schema = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(m|k|Ki|Mi|Gi|Ti|M|G|T)?$"}
 INTERVAL: Schema = {"type": "string", "pattern": "^[0-9]+(ms|s|m)$"}
-FILE = r"^(models|prices|plans|routes)/[A-Za-z0-9][-._A-Za-z0-9]*\.ya?ml$"
+FILE = r"^(models|prices|plans|routes|rules)/[A-Za-z0-9][-._A-Za-z0-9]*\.ya?ml$"
 
 
 def closed(**properties: Schema) -> Schema:

@@ -20,7 +20,7 @@ _SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """A running Tollhouse and an admin key. From the environment, else from `.run/admin.env`."""
+    """A running Tollhouse and a key: an admin key from the environment or `.run/admin.env`, or an issued one."""
 
     url: str
     key: str
@@ -31,14 +31,21 @@ class Access:
     @classmethod
     def find(cls) -> Access:
         """Raises `ConfigurationError` when neither names a server."""
+        return cls._named("TOLLHOUSE_ADMIN_KEY", ".run/admin.env")
+
+    @classmethod
+    def of_issued_key(cls) -> Access:
+        """As `find`, with an issued key: from the environment, else from `.run/client.env`."""
+        return cls._named("TOLLHOUSE_API_KEY", ".run/client.env")
+
+    @classmethod
+    def _named(cls, secret: str, file: str) -> Access:
         named = client_environment()
-        if not named.get("TOLLHOUSE_URL") or not named.get("TOLLHOUSE_ADMIN_KEY"):
-            named = _from_file(Path(".run/admin.env")) | {k: v for k, v in named.items() if v}
-        url, key = named.get("TOLLHOUSE_URL"), named.get("TOLLHOUSE_ADMIN_KEY")
+        if not named.get("TOLLHOUSE_URL") or not named.get(secret):
+            named = _from_file(Path(file)) | {k: v for k, v in named.items() if v}
+        url, key = named.get("TOLLHOUSE_URL"), named.get(secret)
         if not url or not key:
-            raise ConfigurationError(
-                "no server: set TOLLHOUSE_URL and TOLLHOUSE_ADMIN_KEY, or source .run/admin.env"
-            )
+            raise ConfigurationError(f"no server: set TOLLHOUSE_URL and {secret}, or source {file}")
         ca = named.get("SSL_CERT_FILE")
         context = ssl.create_default_context(cafile=ca) if ca and Path(ca).is_file() else None
         return cls(url, key, named.get("TOLLHOUSE_SIMULATOR_URL") or None, context)

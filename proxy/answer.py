@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
-
-from proxy.domain.ledger import Settlement
-from proxy.domain.usage import Usage
+from functools import lru_cache
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -16,30 +13,37 @@ SILENT = "The model did not answer in time; the call is charged at most its ceil
 _REQUEST_ID = "x-amzn-requestid"
 
 
-def content_headers(headers: Mapping[str, str]) -> list[tuple[str, str]]:
-    """The headers of Bedrock's that belong to the answer itself, whoever reads it and when."""
-    return [(n, v) for n, v in headers.items() if n == "content-type" or n.startswith("x-amzn-bedrock-")]
-
-
 def answer_headers(own: Headers, content: Iterable[tuple[str, str]], request_id: str | None) -> Headers:
     """Headers of an answer: the call's `own`, the answer's, and the request id in both spellings."""
-    out = list(own)
-    out.extend((name.encode("latin-1"), value.encode("latin-1")) for name, value in content)
-    if request_id:
-        encoded = request_id.encode("latin-1")
-        out += [(b"x-amzn-requestid", encoded), (b"x-request-id", encoded)]
-    return out
+    told = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in content]
+    return _identified([*own, *told], request_id)
 
 
 def upstream_headers(own: Headers, headers: Mapping[str, str]) -> Headers:
     """Headers of an answer that comes from Bedrock now."""
-    return answer_headers(own, content_headers(headers), headers.get(_REQUEST_ID))
+    told = [(known, value.encode("latin-1")) for name, value in headers.items() if (known := _passed(name))]
+    return _identified([*own, *told], headers.get(_REQUEST_ID))
+
+
+def _identified(headers: Headers, request_id: str | None) -> Headers:
+    if request_id:
+        encoded = request_id.encode("latin-1")
+        headers += ((b"x-amzn-requestid", encoded), (b"x-request-id", encoded))
+    return headers
+
+
+@lru_cache(maxsize=128)
+def _passed(name: str) -> bytes:
+    """A header of Bedrock's that belongs to the answer itself, whoever reads it and when; else empty."""
+    return name.encode("latin-1") if name == "content-type" or name.startswith("x-amzn-bedrock-") else b""
+
+
+@lru_cache(maxsize=128)
+def named(model: str) -> tuple[bytes, bytes]:
+    """The header that says which model answered."""
+    return b"x-tollhouse-model", model.encode()
 
 
 def usd(nano: int) -> bytes:
     """Nano-dollars as a plain decimal string of dollars."""
     return b"%d.%09d" % divmod(nano, 1_000_000_000)
-
-
-def with_cost(settlement: Settlement, usage: Usage, cost: int, upstream_cost: int, price: int) -> Settlement:
-    return replace(settlement, cost=cost, upstream_cost=upstream_cost, usage=usage, price=price)

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import gc
 import logging
+import os
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -22,7 +23,7 @@ from litestar.exceptions import MethodNotAllowedException, NotFoundException
 from litestar.types import Receive, Scope, Send
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from proxy import failpoints, policyfile, telemetry
+from proxy import failpoints, policyfile, tally, telemetry
 from proxy import settings as settings_module
 from proxy.advice import PrefixLog
 from proxy.bedrock.client import AiohttpUpstream
@@ -141,7 +142,7 @@ class Worker:
         s = self.settings
         self.policy_files = Watch(s.policies_dir, region=s.aws_region)
         self.policies = self.policy_files.current
-        self.engine = create_engine(s.database_url, pool_size=s.bank_lanes + 8)
+        self.engine = create_engine(s.database_url, pool_size=s.bank_lanes + 8, pooler=s.database_pooler)
         self.control = PostgresControl(self.engine)
         await check_server(self.engine, require_durable=s.require_durable)
         self.keyring = Keyring(
@@ -201,11 +202,12 @@ class Worker:
             refusals=self.refusals,
             horizon=s.call_seconds,
             max_calls=s.max_calls,
-            closed=self.why_not_ready,
+            closed=self.why_closed,
             prefixes=self.prefixes if s.prefix_advice else None,
             by_tenant=bool(s.tenant_role_arn),
         )
         self._tasks = [
+            asyncio.create_task(tally.run()),
             asyncio.create_task(recovery.watch(self.bank, s.state_path, _WATCH_SECONDS)),
             asyncio.create_task(self.refusals.run()),
             asyncio.create_task(sharing.run()),
@@ -381,8 +383,14 @@ class Worker:
             self._inference = Inference(self.pipeline, self.models, self.settings.body_seconds)
         await self._inference(scope, receive, send)
 
-    def why_not_ready(self) -> str | None:
+    def why_closed(self) -> str | None:
+        """Why no call may be admitted now."""
         return "shutting down" if self.stopping else self.closed
+
+    def why_not_ready(self) -> str | None:
+        """Why no call should be sent here. Those that are sent all the same are served."""
+        leaving = self.settings.leaving_mark(os.getppid()).exists()
+        return "shutting down" if leaving else self.why_closed()
 
     def models(self, request: Request, name: str) -> bytes:
         """`GET /v1/models[/{name}]`: what the key behind the request may call, or one of it."""

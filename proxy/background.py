@@ -45,6 +45,7 @@ SWEEP_SECONDS = 10.0
 UPKEEP_SECONDS = 600.0
 GAUGE_SECONDS = 10.0
 INVARIANT_SECONDS = 300.0
+EXPIRING_SECONDS = 60.0
 HOUR_SECONDS = 3600.0
 DAY_SECONDS = 86_400.0
 ROLL_SECONDS = 15.0
@@ -79,7 +80,12 @@ async def _work(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    engine = create_engine(settings.database_url, pool_size=6, application_name="tollhouse-worker")
+    engine = create_engine(
+        settings.database_url,
+        pool_size=6,
+        application_name="tollhouse-worker",
+        pooler=settings.database_pooler,
+    )
     await check_server(engine, require_durable=settings.require_durable)
     bank = PostgresBank(engine, lanes=1)
     tasks = [asyncio.create_task(_repeat(duty)) for duty in duties(settings, engine, bank, Keeper(engine))]
@@ -124,6 +130,10 @@ def duties(settings: Settings, engine: AsyncEngine, bank: PostgresBank, keeper: 
         if broken:
             log.critical("invariants of the ledger are broken: %s", broken)
 
+    async def expiring() -> None:
+        for within, count in (await keeper.keys_expiring()).items():
+            telemetry.KEYS_EXPIRING.labels(within).set(count)
+
     async def head() -> None:
         """Logs leave the database: a tail of the trail that is cut later shows against this."""
         found = await keeper.audit_head()
@@ -142,6 +152,7 @@ def duties(settings: Settings, engine: AsyncEngine, bank: PostgresBank, keeper: 
         Duty("upkeep", UPKEEP_SECONDS, upkeep),
         Duty("gauges", GAUGE_SECONDS, gauges),
         Duty("invariants", INVARIANT_SECONDS, invariants),
+        Duty("expiring keys", EXPIRING_SECONDS, expiring),
     ]
 
 
@@ -219,7 +230,12 @@ def log_readers(settings: Settings, clients: Clients) -> list[LogReader]:
 
 async def reconcile(settings: Settings, days: int) -> list[Line]:
     """The last `days` whole days. Raises `BankAway` and `EvidenceAwayError`."""
-    engine = create_engine(settings.database_url, pool_size=2, application_name="tollhouse-reconcile")
+    engine = create_engine(
+        settings.database_url,
+        pool_size=2,
+        application_name="tollhouse-reconcile",
+        pooler=settings.database_pooler,
+    )
     try:
         meter = CloudWatchTokens(Clients(settings.evidence_endpoint_url or None))
         return await Reconciler(PostgresEvidence(engine), meter, days).report()

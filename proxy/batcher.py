@@ -29,17 +29,53 @@ class BatcherClosedError(Exception):
 
 
 class _Entry(Generic[Item, Result]):
-    __slots__ = ("future", "item", "sent")
+    __slots__ = ("ends", "future", "item", "sent")
 
     def __init__(self, item: Item, future: asyncio.Future[Result]) -> None:
         self.item = item
         self.future = future
         self.sent = False
+        #: by the loop's clock
+        self.ends = 0.0
 
 
-def _expire(future: asyncio.Future[Any]) -> None:
-    if not future.done():
-        future.set_exception(TimeoutError())
+class _Waits:
+    """The entries that wait no longer than a while. One timer for all of them, set for the one that ends
+    first: a timer each would cost more than everything else that a submit does.
+    """
+
+    __slots__ = ("_due", "_entries", "_timer")
+
+    def __init__(self) -> None:
+        self._entries: dict[_Entry[Any, Any], None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+
+    def add(self, entry: _Entry[Any, Any], loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        entry.ends = ends = loop.time() + seconds
+        self._entries[entry] = None
+        if self._timer is None or ends < self._due:
+            self._set(loop, ends)
+
+    def remove(self, entry: _Entry[Any, Any]) -> None:
+        del self._entries[entry]
+
+    def _set(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._due = loop.call_at(due, self._end, loop), due
+
+    def _end(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        now = max(loop.time(), self._due)
+        left = []
+        for entry in self._entries:
+            if entry.ends > now:
+                left.append(entry.ends)
+            elif not entry.future.done():
+                entry.future.set_exception(TimeoutError())
+        if left:
+            self._set(loop, min(left))
 
 
 class Batcher(Generic[Item, Result]):
@@ -57,6 +93,7 @@ class Batcher(Generic[Item, Result]):
         self._max_waiting = max_waiting
         self._queue: deque[_Entry[Item, Result]] = deque()
         self._waiting = 0  # entries of the queue whose caller is still there
+        self._waits = _Waits()
         self._runner: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -76,15 +113,15 @@ class Batcher(Generic[Item, Result]):
         if self._waiting >= self._max_waiting:
             raise BatcherFullError
         loop = asyncio.get_running_loop()
-        entry = _Entry[Item, Result](item, loop.create_future())
+        entry: _Entry[Item, Result] = _Entry(item, loop.create_future())
         self._enqueue(entry)
-        # a timer on the future costs a third of `asyncio.timeout`, and cancels nothing but the wait
-        timer = loop.call_later(timeout_s, _expire, entry.future) if timeout_s is not None else None
+        if timeout_s is not None:
+            self._waits.add(entry, loop, timeout_s)
         try:
             return await entry.future
         finally:
-            if timer is not None:
-                timer.cancel()
+            if timeout_s is not None:
+                self._waits.remove(entry)
             if not entry.sent:
                 entry.future.cancel()
                 self._waiting -= 1

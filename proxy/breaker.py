@@ -48,6 +48,11 @@ class Breakers:
         self._health: dict[str, Health] = {}
         self._shown: set[str] = set()
 
+    @property
+    def well(self) -> bool:
+        """Nothing ever failed: every target is READY."""
+        return not self._health
+
     def standing(self, target: str) -> Standing:
         health = self._health.get(target)
         return Standing.READY if health is None else standing(health, self._now())

@@ -26,7 +26,7 @@ from proxy.ports import Bank, Dialect, Failure, Limiter, Recorder, StreamMeter, 
 from proxy.settler import HeldQueue, Settler
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Leg:
     """One possible sending of a call: where to, what it can cost, and how it looks on the wire."""
 
@@ -179,7 +179,7 @@ class Kit:
     draining: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Ending:
     """How one sending ended, and what the client is still owed."""
 

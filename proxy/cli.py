@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     _replay_verb(verbs)
     _tls_verb(verbs)
     prices = price_commands.add_verbs(verbs, _verb)
-    _verb(verbs, "rewrap", "seal signing secrets anew after the master key changed", _rewrap)
+    _verb(verbs, "rewrap", "seal every secret anew after the master key changed", _rewrap)
     _desk_verbs(verbs, prices)
     return parser
 

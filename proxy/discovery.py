@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
-from proxy import telemetry
+from proxy import telemetry, throughputs
 from proxy.domain.discovery import NOTHING_FOUND, Found
 from proxy.errors import TollhouseError
 
@@ -53,6 +53,7 @@ class Discovery:
                 raise
         for arn in sorted(found.refused.keys() - before.refused.keys()):
             log.info("%s cannot be priced: %s", arn, found.refused[arn])
+        throughputs.found({one.target: one.units for one in found.capacity if one.status == "InService"})
         self._warn(time.time())
 
     def _warn(self, now: float) -> None:

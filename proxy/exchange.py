@@ -15,15 +15,15 @@ A process that dies between any two arrows is finished by its flight recorder, o
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from uuid import UUID
 
-from proxy import failpoints, telemetry
-from proxy.answer import CUT, SILENT, upstream_headers, usd, with_cost
+from proxy import failpoints, telemetry, throughputs
+from proxy.answer import CUT, SILENT, named, upstream_headers, usd
 from proxy.breaker import signal_of
 from proxy.call import Call, Ending, Kit, Leg
+from proxy.deadline import Deadline
 from proxy.domain.ledger import Settlement, State, Why
 from proxy.domain.routing import Signal
 from proxy.domain.usage import Usage
@@ -53,7 +53,7 @@ class Exchange:
         self.reservation = Reservation(kit, call)
         self._begun = False  # the client has seen a status
         self._leg = call.legs[0]  # the one that is tried now
-        self._drain: asyncio.Timeout | None = None
+        self._deadline: Deadline | None = None
         self._draining = False
 
     async def run(self) -> None:
@@ -63,6 +63,8 @@ class Exchange:
             await self.reservation.resolve(ending.settlement)
             call, settlement = self.call, ending.settlement
             telemetry.finished(call.label, self._leg.target.model, call.operation.label, settlement)
+            if self._leg.target.kind == "provisioned":
+                throughputs.served(self._leg.target.label, settlement.usage)
             if self.call.concluded is not None:
                 self.call.concluded(ending, self._leg)
             await self._deliver(ending)
@@ -94,9 +96,10 @@ class Exchange:
         """One sending, read to its end."""
         request = leg.request(attempt)
         self._leg = leg
+        self.sent_at = self.first_byte_at = 0.0
         response: UpstreamResponse | None = None
         try:
-            async with asyncio.timeout(self.kit.bounds.call) as self._drain:
+            with Deadline(self.kit.bounds.call) as self._deadline:
                 self.reservation.sending(attempt)
                 self.sent_at = time.monotonic()
                 telemetry.GOVERNANCE_SECONDS.observe(self.sent_at - self.call.began)
@@ -120,7 +123,7 @@ class Exchange:
                 return Ending(settlement=never, signal=Signal.FAULT, refusal=refusal, try_next=True)
             return self._broke(attempt, Why.CUT, response)
         finally:
-            self._drain = None
+            self._deadline = None
             if response is not None:
                 response.close()
 
@@ -147,17 +150,18 @@ class Exchange:
         settlement = self._metered(leg, attempt, usage, served, response)
         headers = upstream_headers(self.call.headers, self.call.dialect.heads(response.headers))
         body = self.call.dialect.answer(body)
-        headers.append((b"content-length", str(len(body)).encode()))
-        headers.append((b"x-tollhouse-model", leg.target.model.encode()))
-        headers.append((b"x-tollhouse-cost", usd(settlement.cost or leg.ceiling)))
+        headers += (
+            (b"content-length", b"%d" % len(body)),
+            named(leg.target.model),
+            (b"x-tollhouse-cost", usd(settlement.cost or leg.ceiling)),
+        )
         signal = Signal.CEILING if usage is None else Signal.GOOD
         return Ending(settlement=settlement, signal=signal, whole=(response.status, headers, body))
 
     async def _streamed(self, leg: Leg, attempt: UUID, response: UpstreamResponse) -> Ending:
         meter = self.call.meter()
         headers = upstream_headers(self.call.headers, self.call.dialect.heads(response.headers))
-        headers.append((b"x-tollhouse-model", leg.target.model.encode()))
-        headers.append((b"x-tollhouse-ceiling", usd(leg.ceiling)))
+        headers += (named(leg.target.model), (b"x-tollhouse-ceiling", usd(leg.ceiling)))
         await self.sink.start(response.status, headers)
         telemetry.FIRST_BYTE_SECONDS.observe(self.first_byte_at - self.call.began)
         self._begun = True
@@ -195,13 +199,12 @@ class Exchange:
 
     def _start_draining(self) -> None:
         """The client left: read on for the usage, bounded in time and in number."""
-        if self._draining or self._drain is None:
+        if self._draining or self._deadline is None:
             return
         self._draining = True
         self.kit.draining += 1
-        loop = asyncio.get_running_loop()
         over = self.kit.draining > self.kit.bounds.drain_calls
-        self._drain.reschedule(loop.time() + (0 if over else self.kit.bounds.drain))
+        self._deadline.move(0 if over else self.kit.bounds.drain)
 
     # ---- settle ------------------------------------------------------------------------------
 
@@ -221,23 +224,22 @@ class Exchange:
         upstream_cost = 0 if leg.priced.upstream_free else cost
         price = self.call.price_label(version) or leg.price_label
         settlement = self._settlement(attempt, State.POST, Why.USAGE, response)
-        return with_cost(settlement, usage, cost, upstream_cost, price)
+        settlement.usage, settlement.price = usage, price
+        settlement.cost, settlement.upstream_cost = cost, upstream_cost
+        return settlement
 
     def _settlement(
         self, attempt: UUID, state: State, why: Why, response: UpstreamResponse | None
     ) -> Settlement:
-        now = time.monotonic()
-        return Settlement(
-            attempt=attempt,
-            state=state,
-            why=why,
-            upstream_request_id=response.headers.get("x-amzn-requestid", "")[:64] or None
-            if response
-            else None,
-            status=response.status if response else 0,
-            latency_ms=int((now - self.sent_at) * 1000) if self.sent_at else 0,
-            first_byte_ms=int((self.first_byte_at - self.sent_at) * 1000) if self.first_byte_at else 0,
-        )
+        settlement = Settlement(attempt=attempt, state=state, why=why)
+        if response is not None:
+            settlement.status = response.status
+            settlement.upstream_request_id = response.headers.get("x-amzn-requestid", "")[:64] or None
+        if self.sent_at:
+            settlement.latency_ms = int((time.monotonic() - self.sent_at) * 1000)
+        if self.first_byte_at:
+            settlement.first_byte_ms = int((self.first_byte_at - self.sent_at) * 1000)
+        return settlement
 
     async def _deliver(self, ending: Ending) -> None:
         failpoints.reach("before_end", ending.settlement.attempt)

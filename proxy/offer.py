@@ -7,7 +7,7 @@ The output limit is the one thing in it that may still change: when a budget is 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -15,27 +15,17 @@ from uuid import UUID
 
 from proxy.breaker import Breakers
 from proxy.call import Leg, Question
-from proxy.domain.catalogue import Model, Route, Target
-from proxy.domain.evidence import ATTEMPT_TAG, CALL_TAG, TERMS_TAG, spell, terms_of
+from proxy.domain.catalogue import Model, Route, Target, TargetKind
+from proxy.domain.evidence import ATTEMPT_TAG, CALL_TAG, TERMS_TAG, spelled
 from proxy.domain.ledger import Operation
 from proxy.domain.policy import Policy
-from proxy.domain.pricing import Priced
 from proxy.domain.request import Bound
 from proxy.domain.routing import Standing, asked_of, by_policy, tried
 from proxy.errors import BankAway, Forbidden, Invalid, UpstreamUnavailable
 from proxy.ports import MODEL, PRICE, TARGET, Dialect, Labels, Spoken, UpstreamRequest
+from proxy.sites import Book, Site, Sites
 
 _NATIVE = frozenset({Operation.INVOKE_MODEL, Operation.INVOKE_MODEL_WITH_RESPONSE_STREAM})
-
-
-class Book(Protocol):
-    """The policies in force: models, routes and prices."""
-
-    def resolve(self, name: str) -> Route: ...
-
-    def guardrail(self, identifier: str, version: str) -> Route: ...
-
-    def priced(self, model: Model, target: Target) -> Priced: ...
 
 
 #: bytes a token has at most, on average, in any text worth sending: for guesses about what a count may say
@@ -61,7 +51,7 @@ class Sender(Protocol):
     ) -> UpstreamRequest: ...  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Offer:
     """One call in the words of one model, for every target of its route. `limit` is the output limit
     of one choice, tokens.
@@ -84,49 +74,36 @@ class Offer:
     horizon: int
     #: whose role session signs what is sent, "" for the proxy's own credentials
     tenant: str = ""
+    #: where sites are remembered
+    sites: Sites | None = None
+    #: those of the route, once `intern` has named them
+    at: tuple[Site, ...] | None = None
 
     async def intern(self) -> None:
-        """Make sure every name the ledger will hold has an id. Raises `BankAway`."""
-        now = time.time()
-        for target in self.route.targets:
-            version = self.book.priced(self.route.model, target).version(now)
-            for kind, value in ((MODEL, target.model), (TARGET, target.label), (PRICE, version)):
-                if self.labels.known(kind, value) is None:
-                    await self.labels.intern(kind, value)
+        """Make sure every name the ledger will hold has an id. Raises `UnknownModel` or `BankAway`."""
+        sites = self.sites or Sites(self.labels)
+        self.at = sites.known(self.book, self.route) or await sites.named(self.book, self.route)
 
-    def ceiling(self, target: Target, limit: int | None = None) -> int:
-        """The most one sending there can cost with an output limited to `limit` tokens, nano-dollars.
-        Raises `UnboundedCost`.
+    def ways(self, *, spare: bool = False) -> list[Way]:
+        """Its targets as its route's policy orders them. One that cannot be bounded is left out, and if
+        that leaves none, it is the reason why the call is refused, unless it is `spare`.
         """
-        priced = self.book.priced(self.route.model, target)
-        tokens = self.limit if limit is None else min(limit, self.limit)
-        bound = asked_of(target, self.operation, self.bound)
-        return priced.ceiling(bound, tokens, time.time(), self.horizon)
+        ways: list[Way] = []
+        unbounded: Invalid | None = None
+        for site in self.at or Sites(self.labels).unnamed(self.book, self.route):
+            try:
+                ways.append(self.way(site))
+            except Invalid as error:
+                unbounded = unbounded or error
+        if unbounded is not None and not ways and not spare:
+            raise unbounded
+        return by_policy(self.route.policy, ways, _kind, _ceiling)
 
-    def leg(self, target: Target, limit: int | None = None) -> Leg:
-        """One sending there; with `limit`, as if the request had asked for that many tokens at most.
-        Raises `UnboundedCost`.
-        """
-        raw = self.raw
-        if limit is not None and limit < self.limit:
-            raw = self.dialect.with_output_limit(self.body, self.raw, limit)
-        now, bound = time.time(), asked_of(target, self.operation, self.bound)
-        priced = self.book.priced(self.route.model, target)
-        known = self.labels.known
-        return Leg(
-            target=target,
-            priced=priced,
-            ceiling=self.ceiling(target, limit),
-            limit=self.limit if limit is None else min(limit, self.limit),
-            model_label=known(MODEL, target.model) or 0,
-            target_label=known(TARGET, target.label) or 0,
-            price_label=known(PRICE, priced.version(now)) or 0,
-            request=self._builder(target, raw, bound),
-            asked=(bound.tier, bound.latency),
-            completed=partial(priced.completed, self.bound)
-            if self.bound.guardrail or self.bound.image_variant
-            else None,
-        )
+    def way(self, site: Site) -> Way:
+        """Raises `UnboundedCost`."""
+        bound = asked_of(site.target, self.operation, self.bound)
+        ceiling = site.priced.ceiling(bound, self.limit, time.time(), self.horizon)
+        return Way(self, site, bound, ceiling)
 
     def within(self, model: Model) -> Offer:
         """The same with an output limit that the model takes: what was asked of a larger one."""
@@ -135,14 +112,12 @@ class Offer:
             return self
         return replace(self, limit=most, raw=self.dialect.with_output_limit(self.body, self.raw, most))
 
-    def at_best(self, target: Target, limit: int | None) -> int:
-        """Less than any count of its input could make the ceiling there, nano-dollars. Raises
-        `UnboundedCost`.
-        """
+    def at_best(self) -> Offer:
+        """The same with less input than any count could make of it."""
         given = self.bound.input_tokens
         whole = given >= self.route.model.context_tokens  # images, documents: nothing is known of their size
         least = replace(self.bound, input_tokens=0 if whole else given // _BYTES_PER_TOKEN_MAX)
-        return replace(self, bound=least).ceiling(target, limit)
+        return replace(self, bound=least)
 
     def counted(self, tokens: int) -> Offer:
         """The same with at most so many input tokens."""
@@ -165,7 +140,8 @@ class Offer:
         def build(_: UUID) -> UpstreamRequest:
             bound = Bound(input_tokens=0, output_limit=0)
             made = self.sender.request(asked.operation, target, asked.raw, asked.headers, bound, {})
-            return replace(made, tenant=self.tenant) if self.tenant else made
+            made.tenant = self.tenant
+            return made
 
         leg = Leg(
             target=target,
@@ -178,29 +154,60 @@ class Offer:
         )
         return Question(leg=leg, operation=asked.operation, body=asked.raw, read=self.sender.counted)
 
-    def _builder(self, target: Target, raw: bytes, bound: Bound) -> Callable[[UUID], UpstreamRequest]:
-        terms = spell(terms_of(bound))
-
-        def build(attempt: UUID) -> UpstreamRequest:
-            pairs = {ATTEMPT_TAG: str(attempt)}
-            if terms is not None:
-                pairs[TERMS_TAG] = terms
-            pairs[CALL_TAG] = str(self.call)
-            named = self.dialect.with_model(self.body, raw, target.model_id)
-            made = self.sender.request(self.operation, target, named, self.headers, bound, pairs)
-            return replace(made, tenant=self.tenant) if self.tenant else made
-
-        return build
+    def request(self, target: Target, raw: bytes, bound: Bound, attempt: UUID) -> UpstreamRequest:
+        """One sending of `raw` there."""
+        pairs = {ATTEMPT_TAG: str(attempt)}
+        terms = spelled(bound)
+        if terms is not None:
+            pairs[TERMS_TAG] = terms
+        pairs[CALL_TAG] = str(self.call)
+        named = self.dialect.with_model(self.body, raw, target.model_id)
+        made = self.sender.request(self.operation, target, named, self.headers, bound, pairs)
+        made.tenant = self.tenant
+        return made
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Way:
     """One place that can serve a call, in the words it is asked in."""
 
     offer: Offer
-    target: Target
+    site: Site
+    #: the request as it is sent there
+    bound: Bound
     #: what the request can cost there at most, nano-dollars
     ceiling: int
+
+    def limited(self, limit: int | None) -> int:
+        """The most it can cost there with an output limited to so many tokens. Raises `UnboundedCost`."""
+        offer = self.offer
+        if limit is None or limit >= offer.limit:
+            return self.ceiling
+        return self.site.priced.ceiling(self.bound, limit, time.time(), offer.horizon)
+
+    def leg(self, limit: int | None = None) -> Leg:
+        """One sending there; with `limit`, as if the request had asked for that many tokens at most.
+        Raises `UnboundedCost`.
+        """
+        offer, site, bound = self.offer, self.site, self.bound
+        raw, tokens, told = offer.raw, offer.limit, offer.bound
+        if limit is not None and limit < tokens:
+            raw, tokens = offer.dialect.with_output_limit(offer.body, raw, limit), limit
+        more = told.guardrail or told.image_variant
+        return Leg(
+            target=site.target, priced=site.priced, ceiling=self.limited(limit), limit=tokens,
+            model_label=site.model_label, target_label=site.target_label, price_label=site.price_label,
+            request=partial(offer.request, site.target, raw, bound), asked=(bound.tier, bound.latency),
+            completed=partial(site.priced.completed, told) if more else None,
+        )  # fmt: skip
+
+
+def _kind(way: Way) -> TargetKind:
+    return way.site.target.kind
+
+
+def _ceiling(way: Way) -> int:
+    return way.ceiling
 
 
 class Menu:
@@ -216,9 +223,13 @@ class Menu:
         self._ways: list[Way] = []
         shut: list[str] = []
         for offer in offers:
-            seen = [(way, breakers.standing(way.target.label)) for way in _bounded(offer, bool(self._ways))]
+            ways = offer.ways(spare=bool(self._ways))
+            if breakers.well:
+                self._ways += ways
+                continue
+            seen = [(way, breakers.standing(way.site.label)) for way in ways]
             self._ways += tried(seen)
-            shut += [way.target.label for way, standing in seen if standing is Standing.OPEN]
+            shut += [way.site.label for way, standing in seen if standing is Standing.OPEN]
         if not self._ways:
             raise UpstreamUnavailable(
                 f"Bedrock does not serve {offers[0].route.name} at present: every place it can run in failed "
@@ -226,36 +237,38 @@ class Menu:
                 reason="target_down",
                 retry_after_ms=breakers.retry_after_ms(shut),
             )
-        first = self._ways[0].target.label
+        if breakers.well:
+            return
+        first = self._ways[0].site.label
         if breakers.standing(first) is Standing.PROBE:
             breakers.probe(first)
 
     def legs(self, limit: int | None = None) -> tuple[Leg, ...]:
         """One leg per way; with `limit`, as if the request had asked for that many tokens at most."""
-        return tuple(way.offer.leg(way.target, limit) for way in self._ways)
+        return tuple([way.leg(limit) for way in self._ways])
 
     def floor(self, tokens: int) -> int:
         """The ceiling of the first way if the output were limited to so many tokens, nano-dollars."""
-        return self._ways[0].offer.ceiling(self._ways[0].target, tokens)
+        return self._ways[0].limited(tokens)
 
     def at_best(self, tokens: int | None = None) -> int:
         """Less than the ceiling of the first way could be if its input were counted."""
         way = self._ways[0]
-        return way.offer.at_best(way.target, tokens)
+        return way.offer.at_best().way(way.site).limited(tokens)
 
     async def question(self) -> Question | None:
         """How many input tokens the first way has, None when Bedrock does not count it."""
         way = self._ways[0]
         try:
-            return await way.offer.question(way.target)
+            return await way.offer.question(way.site.target)
         except BankAway:
             return None
 
     def counted(self, tokens: int) -> None:
         """From now on every way of the model that was asked has at most so many input tokens."""
-        model = self._ways[0].target.model
+        model = self._ways[0].site.target.model
         self._ways = [
-            replace(way, offer=way.offer.counted(tokens)) if way.target.model == model else way
+            way.offer.counted(tokens).way(way.site) if way.site.target.model == model else way
             for way in self._ways
         ]
 
@@ -274,22 +287,6 @@ class Menu:
             else:
                 high = middle - 1
         return self.legs(low)
-
-
-def _bounded(offer: Offer, spare: bool) -> list[Way]:
-    """The offer's targets as its route's policy orders them. One that cannot be bounded is left out,
-    and if that leaves none, it is the reason why the call is refused, unless there are others.
-    """
-    ways: list[Way] = []
-    unbounded: Invalid | None = None
-    for target in offer.route.targets:
-        try:
-            ways.append(Way(offer, target, offer.ceiling(target)))
-        except Invalid as error:
-            unbounded = unbounded or error
-    if unbounded is not None and not ways and not spare:
-        raise unbounded
-    return by_policy(offer.route.policy, ways, lambda way: way.target.kind, lambda way: way.ceiling)
 
 
 def output_limit(policy: Policy, model: Model, spoken: Spoken, bound: Bound) -> tuple[int, bytes]:

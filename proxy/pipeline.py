@@ -19,13 +19,13 @@ from uuid import UUID
 from proxy import telemetry
 from proxy.advice import PrefixLog
 from proxy.call import Call, Kit, Leg
-from proxy.domain.bucket import Decision, Lease, rate_headers, spend_for
+from proxy.domain.bucket import Lease, rate_headers, spend_for
 from proxy.domain.caching import terms_of
 from proxy.domain.catalogue import Route
-from proxy.domain.denial import denial
+from proxy.domain.denial import limited, not_admitted
 from proxy.domain.estimate import Estimator
 from proxy.domain.fingerprint import fingerprint
-from proxy.domain.ledger import Admission, Operation, Verdict
+from proxy.domain.ledger import Operation
 from proxy.domain.request import Bound
 from proxy.domain.tenant import Caller
 from proxy.domain.usage import Usage
@@ -33,17 +33,16 @@ from proxy.errors import (
     BankAway,
     Forbidden,
     Invalid,
-    RateLimited,
     Refusal,
-    Unauthenticated,
     Unavailable,
 )
 from proxy.exchange import Exchange
 from proxy.keys import redacted
-from proxy.offer import Book, Menu, Offer, Sender, output_limit
+from proxy.offer import Menu, Offer, Sender, output_limit
 from proxy.ports import PRICE, TAGS, Labels, Sink, Spoken
 from proxy.ruling import Asked, Ruler
 from proxy.sharing import Lead, Sharing
+from proxy.sites import Book, Sites
 
 
 class Endpoint(Protocol):
@@ -145,6 +144,11 @@ class Pipeline:
     prefixes: PrefixLog | None = None
     #: every tenant's calls are signed by a role session of its own
     by_tenant: bool = False
+    #: what is known of the routes in use
+    sites: Sites = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sites = Sites(self.labels)
 
     async def handle(self, request: Request, sink: Sink) -> None:
         caller: Caller | None = None
@@ -159,7 +163,7 @@ class Pipeline:
             presented.verify(body)
             call = await self._permit(request, caller, body)
             await self._limit(call)
-            await asyncio.shield(asyncio.ensure_future(self._answer(call, sink)))
+            await asyncio.shield(asyncio.create_task(self._answer(call, sink)))
         except Refusal as refusal:
             self._refused(request, caller, call, refusal)
             raise
@@ -192,9 +196,10 @@ class Pipeline:
         stream = _streams(endpoint, bound)
         if stream and not model.streaming:
             raise Invalid(f"{model.id} does not support streaming")
-        offers = [offer, *self._fallbacks(request, caller, offer, (body, received), stream)]
-        if self.rules is not None:
-            offers = [offer, *self.rules.stand_ins(caller, offers[1:], asked)]
+        offers = [offer]
+        if offer.route.fallbacks and not endpoint.operation.probe:
+            others = self._fallbacks(request, caller, offer, said, stream)
+            offers += others if self.rules is None else self.rules.stand_ins(caller, others, asked)
         menu, legs, tags = await self._interned(offers)
         tokens = self.estimator.tokens(model.id, bound.input_tokens) + limit * bound.choices
         terms = terms_of(caller.policy.cache, endpoint.operation, bound, request.headers)
@@ -209,7 +214,7 @@ class Pipeline:
             headers=[(b"x-tollhouse-call-id", str(request.id).encode())],
             learn=self._lesson(caller, model.id, bound, body, len(received)),
             price_label=lambda version: self.labels.known(PRICE, version),
-            deny=lambda admission, ceiling, floor: _denied(admission, ceiling, floor, caller),
+            deny=lambda admission, ceiling, floor: not_admitted(admission, ceiling, floor, caller.tenant_slug),
             terms=terms, fingerprint=_fingerprint(caller, offer, request, body, received) if terms.any else b"",
         )  # fmt: skip
 
@@ -240,7 +245,7 @@ class Pipeline:
             call=request.id, operation=spoken.operation, route=route, book=book, dialect=dialect, bound=bound,
             body=spoken.body, raw=dialect.prepared(spoken.body, raw), limit=limit, headers=spoken.headers,
             sender=self.wires, labels=self.labels, horizon=self.horizon,
-            tenant=caller.tenant_slug if self.by_tenant else "",
+            sites=self.sites, tenant=caller.tenant_slug if self.by_tenant else "",
         )  # fmt: skip
 
     def _fallbacks(
@@ -249,8 +254,6 @@ class Pipeline:
         """The same request to the models that the route falls back to on error: those that the key may
         call and that take and give the same words. The others are left out.
         """
-        if request.endpoint.operation.probe:
-            return
         for name in first.route.fallbacks:
             with contextlib.suppress(Invalid, Forbidden):
                 route = first.book.resolve(name)
@@ -285,7 +288,7 @@ class Pipeline:
             dimension = "concurrency" if isinstance(seen, Lease) else seen.dimension
             telemetry.LIMIT_OBSERVED.labels(seen.scope, dimension).inc()
         if not decision.allowed:
-            raise _limited(decision)
+            raise limited(decision)
 
     # ---- cache, then admit to settle ---------------------------------------------------------
 
@@ -368,33 +371,7 @@ def _fingerprint(
 
 
 def _tags(bound: Bound) -> str:
+    if not bound.metadata:
+        return ""
     pairs = (f"{name}={value}" for name, value in sorted(bound.metadata))
     return redacted("&".join(pairs))[:4096]
-
-
-def _limited(decision: Decision) -> RateLimited:
-    limited = decision.limited
-    if limited is None:
-        return RateLimited("the rate limiter is away and this deployment refuses calls until it is back",
-                           reason="limiter_away", retry_after_ms=decision.retry_after_ms)  # fmt: skip
-    if isinstance(limited, Lease):
-        text = f"Too many concurrent requests: the {limited.scope} may run {limited.slots} at a time."
-        return RateLimited(text, reason="concurrency", retry_after_ms=decision.retry_after_ms)
-    text = (
-        f"Too many {limited.dimension}, please wait before trying again: the {limited.scope} may use "
-        f"{limited.per_minute} {limited.dimension} per minute; retry in {decision.retry_after_ms} ms."
-    )
-    return RateLimited(text, reason=f"{limited.dimension}_per_minute", retry_after_ms=decision.retry_after_ms)
-
-
-def _denied(admission: Admission, ceiling: int, floor: int, caller: Caller) -> Refusal:
-    if admission.verdict is Verdict.REVOKED:
-        return Unauthenticated("The security token included in the request is invalid.")
-    if admission.verdict is Verdict.STALE:
-        return Unavailable("this replica's clock is off; please retry", reason="replica_clock")
-    if admission.verdict is Verdict.CLOSED:
-        text = "the ledger failed over and is being checked; please retry"
-        return Unavailable(text, reason="recovery_needed", retry_after_ms=30_000)
-    if admission.verdict is Verdict.DUPLICATE:
-        return Unavailable("this call was resolved before it was sent; please retry", reason="resolved")
-    return denial(admission, ceiling, floor, caller.tenant_slug)

@@ -74,7 +74,7 @@ class Directory(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class UpstreamRequest:
     """One sending. `path` is the raw, already encoded path; it is signed and sent as it is."""
 
@@ -346,7 +346,7 @@ class Dialect(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Spoken:
     """A request in the words of the operation that serves it: as received, or translated where the
     model does not speak the route's own. `dialect` bounds this body and turns its answer back.

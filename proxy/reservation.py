@@ -6,7 +6,6 @@ task that holds it: `resolve` on the way that was planned, `abandon` on every ot
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from uuid import UUID
@@ -14,6 +13,7 @@ from uuid import UUID
 from proxy import telemetry
 from proxy.call import Call, Counted, Ending, Kit, Leg, Question
 from proxy.clock import uuid7
+from proxy.deadline import Deadline
 from proxy.domain.ledger import Admission, Attempt, Operation, Settlement, State, Verdict, Why
 from proxy.errors import BankAway, Unavailable
 
@@ -134,7 +134,7 @@ class Reservation:
         self.record(settlement)
         began = time.perf_counter()
         try:
-            async with asyncio.timeout(self.kit.bounds.hold):
+            with Deadline(self.kit.bounds.hold):
                 await self.kit.settler.settle(settlement)
         except (BankAway, TimeoutError):
             self.kit.settler.later(settlement)

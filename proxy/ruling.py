@@ -92,7 +92,7 @@ def reads_budgets(rules: Sequence[Rule]) -> bool:
     return any(BUDGET in rule.reads for rule in rules)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Asked:
     """What an offer does not say about its request. `size` in bytes."""
 

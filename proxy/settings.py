@@ -44,6 +44,9 @@ class Settings:
     migration_database_url: str = _setting(
         "", "Postgres as the owner of the tables; DATABASE_URL when empty", secret=True
     )
+    database_pooler: Literal["none", "pgbouncer"] = _setting(
+        "none", "what DATABASE_URL leads to: Postgres itself, or PgBouncer in transaction mode"
+    )
     redis_url: str = _setting("", "Redis or Valkey, redis://host:port/0", secret=True)
     require_durable: bool = _setting(True, "refuse a Postgres with fsync or synchronous_commit off")
     upstream: Literal["simulator", "aws"] = _setting(

@@ -62,6 +62,8 @@ class HeldQueue:
 
     def freed(self, budgets: Iterable[UUID]) -> None:
         """Money of these budgets moved."""
+        if not self._waiting:
+            return
         for budget in budgets:
             self._wake(budget, 1)
 

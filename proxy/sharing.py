@@ -85,7 +85,8 @@ class Sharing:
         """None when the call was answered; else it leads, and `landed` must be told when its exchange
         is over. Raises `Refusal` before anything is said.
         """
-        await self._check_promise(call)
+        if call.terms.promised:
+            await self._check_promise(call)
         key = self._key(call)
         for _ in range(_LEADERS_MAX if key else 0):
             running = self.leads.get(key)
@@ -107,8 +108,6 @@ class Sharing:
     async def _check_promise(self, call: Call) -> None:
         """An `Idempotency-Key` means one request of one key for a day. Raises `Invalid`."""
         token, caller = call.terms.token, call.caller
-        if not call.terms.promised:
-            return
         if len(token) > TOKEN_MAX:
             text = f"an Idempotency-Key has at most {TOKEN_MAX} characters"
             raise Invalid(text, reason="idempotency_key_too_long")

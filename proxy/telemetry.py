@@ -12,14 +12,16 @@ import logging
 import sys
 import time
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Gauge
 
 from proxy.domain.ledger import Settled, Settlement, State
 from proxy.domain.usage import Usage
+from proxy.tally import Counter, Histogram
 
 Metric = TypeVar("Metric", Counter, Histogram)
+
 
 _FAST = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.0, 4.0)
 _SLOW = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 60.0, 120.0, 300.0, 900.0, 3600.0)
@@ -178,6 +180,27 @@ MODEL_ENDS = Gauge(
     ["model"],
     multiprocess_mode="livemostrecent",
 )
+KEYS_EXPIRING = Gauge(
+    "tollhouse_keys_expiring",
+    "Keys that were used within a week and end within the named time",
+    ["within"],
+    multiprocess_mode="livemostrecent",
+)
+CERTIFICATE_END = Gauge(
+    "tollhouse_certificate_not_after_seconds",
+    "Unix time at which the certificate that is served ends",
+    ["surface"],
+    multiprocess_mode="livemax",  # the parent sets it; what its forked workers inherit reads 0
+)
+PROVISIONED_UNITS = Gauge(
+    "tollhouse_provisioned_units",
+    "Model units of a provisioned throughput, as the control plane says",
+    ["target"],
+    multiprocess_mode="livemostrecent",
+)
+PROVISIONED_TOKENS = Counter(
+    "tollhouse_provisioned_tokens_total", "Tokens that a provisioned throughput served", ["target", "kind"]
+)
 UNPROVEN = Gauge(
     "tollhouse_unproven_ceilings",
     "Attempts charged their ceiling for which the invocation log has no proof (yet)",
@@ -214,6 +237,27 @@ def _child(metric: Metric, *labels: str) -> Metric:
     return metric.labels(*labels)
 
 
+class _Ended(NamedTuple):
+    """What is counted of calls that ended alike."""
+
+    calls: Counter
+    upstream_seconds: Histogram
+    cost: Counter
+    input: Counter
+    output: Counter
+
+
+@lru_cache(maxsize=8192)
+def _ended(tenant: str, model: str, operation: str, state: State) -> _Ended:
+    return _Ended(
+        _child(CALLS, tenant, model, operation, state.name),
+        _child(UPSTREAM_SECONDS, model),
+        _child(COST, tenant, model),
+        _child(TOKENS, tenant, model, "input"),
+        _child(TOKENS, tenant, model, "output"),
+    )
+
+
 def settled(settlement: Settlement, result: Settled) -> None:
     """Count what a settlement means for money that must never move."""
     if settlement.state is State.CEILING:
@@ -229,15 +273,16 @@ def moved_on(settlement: Settlement) -> None:
 
 def finished(tenant: str, model: str, operation: str, settlement: Settlement) -> None:
     """Count one resolved call."""
-    _child(CALLS, tenant, model, operation, settlement.state.name).inc()
+    ended = _ended(tenant, model, operation, settlement.state)
+    ended.calls.inc()
     if settlement.latency_ms:
-        _child(UPSTREAM_SECONDS, model).observe(settlement.latency_ms / 1000)
+        ended.upstream_seconds.observe(settlement.latency_ms / 1000)
     if settlement.state is not State.POST:
         return
-    _child(COST, tenant, model).inc(settlement.cost)
     usage = settlement.usage
-    _child(TOKENS, tenant, model, "input").inc(usage.input_tokens)
-    _child(TOKENS, tenant, model, "output").inc(usage.output_tokens)
+    ended.cost.inc(settlement.cost)
+    ended.input.inc(usage.input_tokens)
+    ended.output.inc(usage.output_tokens)
     if usage.cache_read_tokens:
         _child(TOKENS, tenant, model, "cache_read").inc(usage.cache_read_tokens)
     if usage.cache_write_tokens:
@@ -246,19 +291,19 @@ def finished(tenant: str, model: str, operation: str, settlement: Settlement) ->
 
 def shared(tenant: str, model: str, result: str, usage: Usage, saved: int) -> None:
     """Count what the cache said to one call, and what an answer given for nothing would have cost."""
-    CACHE_CALLS.labels(tenant, result).inc()
+    _child(CACHE_CALLS, tenant, result).inc()
     if result not in {"hit", "joined"}:
         return
-    CACHE_SAVED.labels(tenant, model).inc(saved)
-    CACHE_SAVED_TOKENS.labels(tenant, model, "input").inc(
+    _child(CACHE_SAVED, tenant, model).inc(saved)
+    _child(CACHE_SAVED_TOKENS, tenant, model, "input").inc(
         usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens
     )
-    CACHE_SAVED_TOKENS.labels(tenant, model, "output").inc(usage.output_tokens)
+    _child(CACHE_SAVED_TOKENS, tenant, model, "output").inc(usage.output_tokens)
 
 
 def hit(tenant: str, model: str, operation: str) -> None:
     """Count one call that is in the ledger as a HIT."""
-    CALLS.labels(tenant, model, operation, State.HIT.name).inc()
+    _child(CALLS, tenant, model, operation, State.HIT.name).inc()
 
 
 def shelved(tenant: str, evicted: int, entries: int, size: int) -> None:

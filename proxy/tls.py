@@ -98,6 +98,14 @@ def pinned(certificate: str) -> ssl.SSLContext:
     return context
 
 
+def ends_at(certificate: str) -> float:
+    """Unix time at which the file's first certificate, the server's own, ends. Raises `ConfigurationError`."""
+    try:
+        return x509.load_pem_x509_certificate(Path(certificate).read_bytes()).not_valid_after_utc.timestamp()
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{certificate} cannot be read: {error}") from None
+
+
 def _name(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host))

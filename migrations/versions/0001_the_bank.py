@@ -171,21 +171,23 @@ CREATE TABLE adjustments (
 CREATE INDEX adjustments_budget ON adjustments (budget, created_at);
 
 -- The hot rows: one per budget and period. No foreign key and no index on a column that changes, so
--- that every update is heap-only and takes no other lock.
+-- that every update is heap-only and takes no other lock. Here and in attempts one CHECK says what it can:
+-- each is read and prepared anew by every statement that writes.
 CREATE TABLE accounts (
   id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   budget uuid NOT NULL,
   starts_at timestamptz NOT NULL,
   ends_at timestamptz NOT NULL CHECK (ends_at > starts_at),
-  limit_target bigint NOT NULL CHECK (limit_target >= 0),
+  limit_target bigint NOT NULL,
   limit_effective bigint NOT NULL,
-  reserved bigint NOT NULL DEFAULT 0 CHECK (reserved >= 0),
-  settled bigint NOT NULL DEFAULT 0 CHECK (settled >= 0),
-  overrun bigint NOT NULL DEFAULT 0 CHECK (overrun >= 0),
+  reserved bigint NOT NULL DEFAULT 0,
+  settled bigint NOT NULL DEFAULT 0,
+  overrun bigint NOT NULL DEFAULT 0,
   boost_amounts bigint[] NOT NULL DEFAULT '{}',
   boost_untils timestamptz[] NOT NULL DEFAULT '{}',
   version bigint NOT NULL DEFAULT 1,
   CONSTRAINT accounts_never_over CHECK (reserved + settled <= limit_effective),
+  CONSTRAINT accounts_not_negative CHECK (least(reserved, settled, overrun, limit_target) >= 0),
   CONSTRAINT accounts_boosts CHECK (cardinality(boost_amounts) = cardinality(boost_untils)),
   UNIQUE (budget, starts_at)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000,
@@ -201,21 +203,21 @@ CREATE TABLE attempts (
   credential uuid NOT NULL,
   recorder uuid NOT NULL,
   admitted_at timestamptz NOT NULL,
-  ceiling bigint NOT NULL CHECK (ceiling BETWEEN 0 AND 10000000000000000),
+  ceiling bigint NOT NULL,
   model integer NOT NULL,
   target integer NOT NULL,
   price integer NOT NULL,
   tags integer NOT NULL DEFAULT 0,
   operation smallint NOT NULL,
-  state smallint NOT NULL DEFAULT 0 CHECK (state BETWEEN 0 AND 4),
+  state smallint NOT NULL DEFAULT 0,
   why smallint,
   extra_entries smallint NOT NULL DEFAULT 0,
   usage_exact boolean,
   holds bigint[] NOT NULL,
   finished_at timestamptz,
-  cost bigint CHECK (cost BETWEEN 0 AND 100000000000000000),
-  upstream_cost bigint CHECK (upstream_cost BETWEEN 0 AND 100000000000000000),
-  saved bigint NOT NULL DEFAULT 0 CHECK (saved >= 0),
+  cost bigint,
+  upstream_cost bigint,
+  saved bigint NOT NULL DEFAULT 0,
   price_final integer,
   input_tokens integer,
   output_tokens integer,
@@ -227,8 +229,11 @@ CREATE TABLE attempts (
   status integer,
   latency_ms integer,
   first_byte_ms integer,
-  upstream_request_id text CHECK (length(upstream_request_id) <= 200),
-  PRIMARY KEY (attempt)
+  upstream_request_id text,
+  PRIMARY KEY (attempt),
+  CONSTRAINT attempts_bounds CHECK (
+    state BETWEEN 0 AND 4 AND ceiling <= 10000000000000000 AND least(ceiling, cost, upstream_cost, saved) >= 0
+    AND greatest(cost, upstream_cost) <= 100000000000000000 AND length(upstream_request_id) <= 200)
 ) PARTITION BY RANGE (attempt);
 -- For lists by tenant, in the order of attempts. An expression, so that no look-up by attempt can be
 -- planned over it: on a partition that was empty then both indexes would cost the same.
@@ -248,6 +253,7 @@ CREATE TABLE entries (
   CONSTRAINT entries_signs CHECK (CASE kind WHEN 5 THEN amount < 0 WHEN 6 THEN true ELSE amount >= 0 END)
 ) PARTITION BY RANGE (attempt);
 CREATE UNIQUE INDEX entries_evidence ON entries (attempt, kind, evidence) WHERE slot > 0;
+CREATE INDEX entries_ceilings ON entries (attempt) WHERE slot = 0 AND kind = 3;
 
 CREATE TABLE sweep_mark (
   one boolean PRIMARY KEY DEFAULT true CHECK (one),
@@ -295,7 +301,7 @@ _TABLES = (
 )
 _FUNCTIONS = (
     "grant_application, check_invariants, budget_standing, bank_amend, bank_states, bank_ceiling, bank_sweep, "
-    "bank_record_hits, bank_settle_and_admit, partition_days_ahead, ensure_partitions, roll_periods, open_accounts, "
+    "bank_record_hits, bank_settle_and_admit_swiftly, bank_caller, bank_settle_and_admit, partition_days_ahead, ensure_partitions, roll_periods, open_accounts, "
     "period_bounds, audit_first_bad, audit_append, audit_hash, refuse_change, adjustment_apply, budget_accounts, "
     "budget_guard, directory_stamp, may_spend, limit_at, limit_topped_up, uuid7_time, uuid7_floor, current_timeline"
 )
@@ -311,6 +317,7 @@ def upgrade() -> None:
         "periods",
         "directory",
         "bank",
+        "swift",
         "hits",
         "sweep",
         "amend",

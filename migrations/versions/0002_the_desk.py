@@ -133,16 +133,25 @@ CREATE TABLE outbox (
 CREATE INDEX outbox_waiting ON outbox (next_at) WHERE status = 'waiting';
 """
 
-_TABLES = "outbox, alerts, crossings, webhooks, statements, ledger_months, usage_mark, usage_dirty, usage_days"
+_ADMINS = """
+-- Which master key's pepper the digest was made with; null for keys older than this column.
+ALTER TABLE admins ADD COLUMN pepper_id smallint;
+"""
+
+_TABLES = (
+    "outbox, alerts, crossings, webhooks, statements, ledger_months, usage_mark, usage_dirty, usage_days"
+)
 _FUNCTIONS = "grant_desk, drop_ledger_month, ledger_month_sums, roll_usage, usage_stain, usage_recompute"
 
 
 def upgrade() -> None:
     run_script(_USAGE)
     run_script(_ALERTS)
+    run_script(_ADMINS)
     run_files("usage", "retention", "desk", "roles")
 
 
 def downgrade() -> None:
     op.execute("DROP INDEX entries_at")
+    op.execute("ALTER TABLE admins DROP COLUMN pepper_id")
     run_script(f"DROP TABLE {_TABLES} CASCADE;\nDROP FUNCTION {_FUNCTIONS} CASCADE;")

@@ -32,8 +32,8 @@ _IN_HEADER = frozenset(
 )
 
 
-def merged(own: Pairs, client: Pairs) -> dict[str, str]:
-    """The client's pairs and ours, within Bedrock's limits; ours win a name.
+def merged(own: Pairs, client: Pairs) -> bytes:
+    """The client's pairs and ours, within Bedrock's limits; ours win a name, as JSON.
 
     The first of ours always gets in, at the price of the client's last. The rest of ours yields to
     the client's. Raises `ValueError` when a pair of ours breaks Bedrock's rules.
@@ -42,9 +42,9 @@ def merged(own: Pairs, client: Pairs) -> dict[str, str]:
         if not (metadata_text(key) and metadata_text(value)):
             raise ValueError(f"request metadata {key!r} breaks Bedrock's rules")
     if not client and len(own) <= METADATA_PAIRS_MAX:
-        result = dict(own)
-        if len(result) == len(own) and len(orjson.dumps(result)) <= METADATA_JSON_MAX:
-            return result
+        text = orjson.dumps(dict(own))
+        if len(text) <= METADATA_JSON_MAX:
+            return text
     result = dict(own[:1])
     for key, value in (*client, *own[1:]):
         if key in result and (key, value) not in own:
@@ -54,7 +54,7 @@ def merged(own: Pairs, client: Pairs) -> dict[str, str]:
         candidate = {**result, key: value}
         if len(orjson.dumps(candidate)) <= METADATA_JSON_MAX:
             result = candidate
-    return result
+    return orjson.dumps(result)
 
 
 def stamp(
@@ -67,9 +67,11 @@ def stamp(
     """
     stamped = dict(headers)
     if operation in _IN_HEADER:
-        stamped[METADATA_HEADER] = orjson.dumps(merged(pairs, client)).decode()
+        stamped[METADATA_HEADER] = merged(pairs, client).decode()
     elif operation in _IN_BODY:
         if not client and b"requestMetadata" not in raw and b"\\u" not in raw:
-            return with_field(_NOT_EMPTY, raw, ("requestMetadata",), merged(pairs, ())), stamped
-        raw = orjson.dumps({**orjson.loads(raw), "requestMetadata": merged(pairs, client)})
+            return with_field(
+                _NOT_EMPTY, raw, ("requestMetadata",), orjson.Fragment(merged(pairs, ()))
+            ), stamped
+        raw = orjson.dumps({**orjson.loads(raw), "requestMetadata": orjson.Fragment(merged(pairs, client))})
     return raw, stamped

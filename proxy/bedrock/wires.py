@@ -115,8 +115,7 @@ class BedrockWires:
         pairs: Mapping[str, str],
     ) -> UpstreamRequest:  # fmt: skip
         """One sending: nothing of the client's goes along but what is on the allow-list."""
-        passed = {name: headers[name] for name in _FORWARDED if name in headers}
-        passed.update((n, v) for n, v in headers.items() if n.startswith("x-amzn-bedrock-"))
+        passed = {n: v for n, v in headers.items() if n in _FORWARDED or n.startswith("x-amzn-bedrock-")}
         passed.setdefault("content-type", "application/json")
         if operation is Operation.MESSAGES:
             passed.update((name, headers[name]) for name in _ANTHROPIC_HEADERS if name in headers)

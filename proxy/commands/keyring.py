@@ -16,7 +16,7 @@ from proxy.postgres.rotation import Rewrapped, rewrap
 
 
 def run_rewrap(_: argparse.Namespace) -> int:
-    """Seals every signing secret anew under the current master key."""
+    """Seals every secret anew under the current master key."""
     loaded = settings.load()
     if not loaded.database_url or not loaded.master_key or not loaded.previous_master_key:
         raise ConfigurationError(
@@ -28,9 +28,16 @@ def run_rewrap(_: argparse.Namespace) -> int:
         environment=loaded.key_environment,
     )
     done = asyncio.run(_rewrap(loaded.database_url, keyring))
-    print(f"{done.secrets} signing secrets are sealed anew")
-    print(f"{done.bearers_left} bearer tokens still need the previous master key"
-          f"{'; rotate their keys' if done.bearers_left else ': it may be dropped'}")  # fmt: skip
+    print(
+        f"{done.secrets} signing secrets, {done.webhooks} webhooks and {done.answers} kept answers are sealed anew"
+    )
+    if done.webhooks_lost:
+        print(f"{done.webhooks_lost} webhooks have a secret that neither key opens; make them anew")
+    left = done.bearers_left or done.admins_left
+    print(
+        f"{done.bearers_left} bearer tokens and {done.admins_left} admin keys still need the previous master key"
+        f"{'; rotate the keys, make the admin keys anew' if left else ': it may be dropped'}"
+    )
     return 0
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_WIDE = 60
+_WIDE = 100
 
 
 def show(body: Any, *, columns: Sequence[str] = (), as_json: bool = False) -> None:

@@ -35,7 +35,8 @@ def add_verbs(nouns: dict[str, Any]) -> None:
 def _add(parser: argparse.ArgumentParser, argument: Argument) -> None:
     about = argument.about or None
     if argument.positional:
-        parser.add_argument(argument.key, metavar=argument.name, help=about)
+        count = "?" if argument.place == "query" else None
+        parser.add_argument(argument.key, metavar=argument.name, help=about, nargs=count)
     elif argument.kind in {"yes", "no"}:
         parser.add_argument(f"--{argument.name}", dest=argument.key, action="store_true", help=about)
     else:
@@ -47,7 +48,7 @@ def _add(parser: argparse.ArgumentParser, argument: Argument) -> None:
 
 def run(options: argparse.Namespace) -> int:
     verb: Verb = options.verb
-    access = Access.find()
+    access = Access.of_issued_key() if verb.own else Access.find()
     path, body = _request(verb, options)
     if verb.lists and not _is_file(options):
         return _run_list(access, verb, path, options)
@@ -78,7 +79,7 @@ def _request(verb: Verb, options: argparse.Namespace) -> tuple[str, dict[str, An
             query[argument.key] = value
         else:
             body[argument.key] = _typed(argument, value)
-    path = PREFIX + verb.path.format(**places)
+    path = ("" if verb.own else PREFIX) + verb.path.format(**places)
     if query:
         path += f"?{urlencode(query)}"
     return path, body if verb.method in {"POST", "PATCH"} else None
@@ -124,4 +125,6 @@ def _run_list(access: Access, verb: Verb, path: str, options: argparse.Namespace
 
 
 #: lists that come whole
-_WHOLE = frozenset({"/reports/spend", "/tenants/{tenant}/statements", "/policies/rules", "/policies/prices"})
+_WHOLE = frozenset({
+    "/reports/spend", "/tenants/{tenant}/statements", "/policies/rules", "/policies/prices", "/plans", "/me/limits",
+})  # fmt: skip

@@ -11,7 +11,9 @@ Kind = Literal["text", "int", "list", "json", "yes", "no", "clear"]
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """`name` as people type it; `field` as the REST calls it. `null` is sent for the word `none`."""
+    """`name` as people type it; `field` as the REST calls it. `null` is sent for the word `none`. A
+    positional of the query may be left out.
+    """
 
     name: str
     place: Place
@@ -35,6 +37,8 @@ class Verb:
     path: str
     arguments: tuple[Argument, ...] = ()
     columns: tuple[str, ...] = ()
+    #: asked with an issued key, about itself; all others with an admin key
+    own: bool = False
 
     @property
     def lists(self) -> bool:
@@ -59,6 +63,7 @@ def _query(*names: str) -> tuple[Argument, ...]:
 
 _OVERRIDES = Argument("overrides", "body", "JSON, `none` for none", "json")
 _MODELS = Argument("models", "body", "base model ids, with commas between", "list")
+_FLOOR = Argument("floor-output-tokens", "body", "fewest output tokens of a clamped answer", "int")
 _SPAN = (
     Argument("since", "body", "RFC 3339", required=True),
     Argument("until", "body", "RFC 3339", required=True),
@@ -89,6 +94,10 @@ _SPEND = (
     *("tenant", "project", "key", "model", "target", "tags", "tag", "operation", "outcome", "day", "month"),
     *("cost_usd", "saved_usd", "attempts", "hits", "input_tokens", "output_tokens"),
 )
+_ADVICE = (
+    *("tenant", "model", "calls", "input_tokens", "repeated_share_5m", "repeated_share_1h"),
+    *("best.saved_usd", "advice"),
+)
 _ADJUSTMENT = ("id", "amount_usd", "until", "reason", "created_at", "created_by")
 _STATEMENT = ("month", "status", "usage_usd", "corrections_usd", "total_usd", "issued_at", "issued_by")
 
@@ -101,8 +110,9 @@ _PEOPLE = (
          (*_in_path("tenant"), *_may("name", "status", "plan"), _OVERRIDES)),
     Verb("tenants", "delete", "delete a tenant; its money stays in the ledger", "DELETE", "/tenants/{tenant}",
          _in_path("tenant")),
-    Verb("tenants", "purge-cache", "forget every cached answer of a tenant", "POST",
-         "/tenants/{tenant}/cache/purge", _in_path("tenant")),
+    Verb("tenants", "purge-cache", "forget a tenant's cached answers", "POST",
+         "/tenants/{tenant}/cache/purge",
+         (*_in_path("tenant"), Argument("model", "body", "only the answers of this base model"))),
     Verb("projects", "create", "make a project", "POST", "/tenants/{tenant}/projects",
          (*_in_path("tenant"), *_must("id", "name"))),
     Verb("projects", "list", "list projects", "GET", "/tenants/{tenant}/projects", _in_path("tenant"),
@@ -134,13 +144,13 @@ _MONEY = (
     Verb("limits", "change", "change a limit", "PATCH", "/limits/{limit}", (*_in_path("limit"), *_RATES)),
     Verb("limits", "delete", "delete a limit", "DELETE", "/limits/{limit}", _in_path("limit")),
     Verb("budgets", "create", "make a budget", "POST", "/budgets",
-         (*_must("scope", "period", "limit-usd"), _MODELS, *_may("on-short"),
+         (*_must("scope", "period", "limit-usd"), _MODELS, *_may("on-short"), _FLOOR,
           Argument("thresholds", "body", "shares with commas between", "list"))),
     Verb("budgets", "list", "list budgets as the bank has them", "GET", "/budgets", _query("scope", "tenant"),
          _BUDGET),
     Verb("budgets", "show", "show a budget", "GET", "/budgets/{budget}", _in_path("budget")),
     Verb("budgets", "change", "change a budget", "PATCH", "/budgets/{budget}",
-         (*_in_path("budget"), *_may("limit-usd", "on-short"), Argument("thresholds", "body", kind="list"))),
+         (*_in_path("budget"), *_may("limit-usd", "on-short"), _FLOOR, Argument("thresholds", "body", kind="list"))),
     Verb("budgets", "delete", "end a budget", "DELETE", "/budgets/{budget}", _in_path("budget")),
     Verb("budgets", "adjust", "add to a budget, for its period or until a time", "POST",
          "/budgets/{budget}/adjustments", (*_in_path("budget"), *_must("amount-usd", "reason"), *_may("until"))),
@@ -161,12 +171,17 @@ _RECORDS = (
     Verb("calls", "show", "show one attempt with its entries", "GET", "/calls/{attempt}", _in_path("attempt")),
     Verb("calls", "refund", "lower a call that was charged its ceiling", "POST", "/calls/{attempt}/refund",
          (*_in_path("attempt"), *_must("amount-usd", "reason"))),
+    Verb("calls", "price", "say why one attempt cost what it did", "GET", "/calls/{attempt}/price",
+         _in_path("attempt")),
     Verb("refusals", "list", "count refused calls", "GET", "/refusals",
          _query("tenant", "group-by", "since", "until"),
          ("tenant", "key", "reason", "model", "day", "count", "last_message")),
     Verb("reports", "spend", "sum what calls cost", "GET", "/reports/spend",
          (*_query("group-by"), *_CALLS, *_query("time-zone"),
           Argument("format", "query", "json, csv or focus")), _SPEND),
+    Verb("reports", "prompt-caching", "say what prompt cache points would have saved, and where to put them",
+         "GET", "/reports/prompt-caching",
+         (Argument("tenant", "query", "every tenant when absent", positional=True),), _ADVICE),
     Verb("statements", "list", "list issued statements", "GET", "/tenants/{tenant}/statements",
          _in_path("tenant"), _STATEMENT),
     Verb("statements", "show", "show a month's statement", "GET", "/tenants/{tenant}/statements/{month}",
@@ -190,6 +205,12 @@ _RECORDS = (
          _in_path("webhook"), ("alert", "kind", "status", "tries", "next_at", "done_at", "last_error")),
     Verb("alerts", "list", "list alerts, newest first", "GET", "/alerts", _query("tenant", "kind"),
          ("at", "kind", "tenant", "message")),
+    Verb("plans", "list", "list plans", "GET", "/plans", (), ("id", "version", "description")),
+    Verb("me", "show", "show what an issued key is and may do", "GET", "/me", own=True),
+    Verb("me", "usage", "show what an issued key used, by model", "GET", "/me/usage",
+         _query("since", "until"), own=True),
+    Verb("me", "limits", "list limits in force for an issued key", "GET", "/me/limits", (),
+         ("id", "scope", "requests_per_minute", "tokens_per_minute", "concurrency", "models", "mode"), own=True),
     Verb("policies", "show", "show which policies are in force", "GET", "/policies"),
     Verb("policies", "rules", "list rules in force", "GET", "/policies/rules", (),
          ("name", "effect", "mode", "when", "file", "line")),
@@ -211,5 +232,7 @@ NOUNS = {
     "audit": "who changed what",
     "webhooks": "who is told",
     "alerts": "what was noticed",
+    "plans": "what tenants get",
     "policies": "policy files",
+    "me": "an issued key about itself (TOLLHOUSE_API_KEY)",
 }

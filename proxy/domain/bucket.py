@@ -13,9 +13,9 @@ below 2**53, which is what Lua can count to.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
 from proxy.domain.policy import Limit
@@ -46,6 +46,7 @@ CLOSED_RETRY_MS = 60_000
 class Charge:
     """What one call takes from one bucket. `per_minute` 0 refuses everything."""
 
+    #: which of its tenant's buckets
     key: str
     scope: str
     dimension: Literal["requests", "tokens"]
@@ -55,6 +56,10 @@ class Charge:
     cost: int
     limit_id: UUID
     enforce: bool = True
+
+    def shot(self, ahead_us: int) -> Snapshot:
+        left, reset_ms = remaining(ahead_us, self), -(-ahead_us // 1000)
+        return Snapshot(self.dimension, self.scope, self.per_minute, left, reset_ms, self.burst)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,9 @@ class Lease:
     slots: int
     enforce: bool = True
 
+    def shot(self, used: int) -> Snapshot:
+        return Snapshot("concurrency", self.scope, self.slots, max(self.slots - used, 0), 0, self.slots)
+
 
 @dataclass(slots=True)
 class Spend:
@@ -76,11 +84,18 @@ class Spend:
     id: UUID
     charges: tuple[Charge, ...] = ()
     leases: tuple[Lease, ...] = ()
+    #: for the store that takes it: what it has worked out about this spend, to settle it later
+    notes: Any = field(default=None, compare=False, repr=False)
 
     @property
     def record(self) -> str:
         """Key of what is remembered of this spend."""
-        return f"th:{{{self.tenant}}}:s:{self.id.hex}"
+        return f"{_stem(self.tenant)}s:{self.id.hex}"
+
+    @property
+    def buckets(self) -> str:
+        """Key of the tenant's buckets, of which each charge names one."""
+        return f"{_stem(self.tenant)}b"
 
 
 @dataclass(slots=True)
@@ -160,7 +175,6 @@ def remaining(ahead_us: int, charge: Charge) -> int:
 
 def decision(spend: Spend, reply: tuple[int, ...] | list[int], mode: Mode) -> Decision:
     """What the integers of `Buckets.spend` (or of `limiter.lua`) say, in words."""
-    allowed = bool(reply[0])
     limited: Charge | Lease | None = None
     retry_ms, at = 0, 1
     snapshots: list[Snapshot] = []
@@ -169,25 +183,15 @@ def decision(spend: Spend, reply: tuple[int, ...] | list[int], mode: Mode) -> De
     for item in items:
         level, fits = reply[at], reply[at + 1]
         at += 2
-        if not fits and not item.enforce:
+        if item.enforce:
+            snapshots.append(item.shot(level))
+            if not fits and (wait_ms := _wait_ms(item, level)) > retry_ms:
+                limited, retry_ms = item, wait_ms
+        elif not fits:
             observed.append(item)
-        if not item.enforce:
-            continue
-        snapshots.append(_snapshot(item, level))
-        wait_ms = 0 if fits else _wait_ms(item, level)
-        if wait_ms > retry_ms:
-            limited, retry_ms = item, wait_ms
-    if allowed:
+    if reply[0]:
         limited, retry_ms = None, 0
-    return Decision(allowed, mode, limited, retry_ms, tuple(snapshots), tuple(observed))
-
-
-def _snapshot(item: Charge | Lease, level: int) -> Snapshot:
-    if isinstance(item, Lease):
-        free = max(item.slots - level, 0)
-        return Snapshot("concurrency", item.scope, item.slots, free, 0, item.slots)
-    left = remaining(level, item)
-    return Snapshot(item.dimension, item.scope, item.per_minute, left, -(-level // 1000), item.burst)
+    return Decision(bool(reply[0]), mode, limited, retry_ms, tuple(snapshots), tuple(observed))
 
 
 def _wait_ms(item: Charge | Lease, ahead_us: int) -> int:
@@ -196,32 +200,65 @@ def _wait_ms(item: Charge | Lease, ahead_us: int) -> int:
     return max(-(-spend(ahead_us, 0, item).wait_us // 1000), 1)
 
 
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What every call of one caller and model takes; the cost of the charges at `tokens` differs."""
+
+    limits: tuple[Limit, ...]
+    tenant: UUID
+    charges: tuple[Charge, ...]
+    leases: tuple[Lease, ...]
+    tokens: tuple[int, ...]
+
+
+_SHAPES_MAX = 20_000
+_shapes: dict[tuple[int, str, bool], _Shape] = {}
+
+
 def spend_for(caller: Caller, base_model: str, tokens: int, call: UUID) -> Spend | None:
     """What a call of this caller takes: one charge per limited dimension of every limit whose
     models include it. None when nothing limits it.
 
     `tokens` is the estimate (input plus output limit); with 0 no token bucket is touched, which
-    is meant for calls that use none. Keys are made of uuids only, under the hash tag `{tenant}`.
+    is meant for calls that use none. Keys are made of uuids only, those of Redis under the hash tag `{tenant}`.
     """
+    limits = caller.policy.limits
+    key = (id(limits), base_model, tokens > 0)
+    shape = _shapes.get(key)
+    if shape is None or shape.limits is not limits or shape.tenant != caller.tenant:
+        if len(_shapes) >= _SHAPES_MAX:
+            _shapes.clear()
+        shape = _shapes[key] = _shape(limits, caller.tenant, base_model, charges_tokens=tokens > 0)
+    if not shape.charges and not shape.leases:
+        return None
+    charges = shape.charges
+    if shape.tokens:
+        cost, own = min(tokens, UNITS_MAX), list(charges)
+        for n in shape.tokens:
+            c = own[n]
+            own[n] = Charge(c.key, c.scope, "tokens", c.per_minute, c.burst, cost, c.limit_id, c.enforce)
+        charges = tuple(own)
+    return Spend(caller.tenant, call, charges, shape.leases)
+
+
+def _shape(limits: tuple[Limit, ...], tenant: UUID, base_model: str, *, charges_tokens: bool) -> _Shape:
     charges: list[Charge] = []
     leases: list[Lease] = []
-    for limit in caller.policy.limits:
+    for limit in limits:
         if limit.models is not None and base_model not in limit.models:
             continue
-        requests_key, tokens_key, lease_key = _keys(caller.tenant, limit.id, limit.subject)
+        requests_key, tokens_key, lease_key = _keys(tenant, limit.id, limit.subject)
         enforce = limit.mode == "enforce"
         if limit.requests_per_minute is not None:
             rate, burst = _rate(limit, limit.requests_per_minute)
             charges.append(Charge(requests_key, limit.scope, "requests", rate, burst, 1, limit.id, enforce))
-        if limit.tokens_per_minute is not None and tokens > 0:
+        if limit.tokens_per_minute is not None and charges_tokens:
             rate, burst = _rate(limit, limit.tokens_per_minute)
-            cost = min(tokens, UNITS_MAX)
-            charges.append(Charge(tokens_key, limit.scope, "tokens", rate, burst, cost, limit.id, enforce))
+            charges.append(Charge(tokens_key, limit.scope, "tokens", rate, burst, 0, limit.id, enforce))
         if limit.concurrency is not None:
             leases.append(Lease(lease_key, limit.scope, limit.id, limit.concurrency, enforce))
-    if not charges and not leases:
-        return None
-    return Spend(caller.tenant, call, tuple(charges), tuple(leases))
+    tokens = tuple(n for n, charge in enumerate(charges) if charge.dimension == "tokens")
+    return _Shape(limits, tenant, tuple(charges), tuple(leases), tokens)
 
 
 def _rate(limit: Limit, per_minute: int) -> tuple[int, int]:
@@ -231,8 +268,14 @@ def _rate(limit: Limit, per_minute: int) -> tuple[int, int]:
 
 @lru_cache(maxsize=65_536)
 def _keys(tenant: UUID, limit: UUID, subject: UUID) -> tuple[str, str, str]:
-    stem = f"th:{{{tenant}}}:{limit.hex}:{subject.hex}:"
-    return stem + "r", stem + "t", stem + "c"
+    stem = f"{limit.hex}:{subject.hex}:"
+    return stem + "r", stem + "t", f"{_stem(tenant)}{stem}c"
+
+
+@lru_cache(maxsize=65_536)
+def _stem(tenant: UUID) -> str:
+    """What every key of a tenant begins with: its hash tag."""
+    return f"th:{{{tenant}}}:"
 
 
 def share(spend: Spend, replicas: int) -> Spend:
@@ -258,14 +301,18 @@ def rate_headers(decision: Decision) -> list[tuple[str, str]]:
     tightest: dict[str, Snapshot] = {}
     named: dict[str, Snapshot] = {}
     for shot in decision.snapshots:
+        seen = tightest.get(shot.dimension)
+        if seen is None or shot.remaining < seen.remaining:
+            tightest[shot.dimension] = shot
         name = f"{shot.scope}-{shot.dimension}"
-        for seen, key in ((tightest, shot.dimension), (named, name)):
-            if key not in seen or shot.remaining < seen[key].remaining:
-                seen[key] = shot
+        seen = named.get(name)
+        if seen is None or shot.remaining < seen.remaining:
+            named[name] = shot
     headers = [h for d in ("requests", "tokens") if d in tightest for h in _openai(d, tightest[d])]
     if named:
-        headers.append(("ratelimit-policy", ", ".join(_policy(n, s) for n, s in named.items())))
-        headers.append(("ratelimit", ", ".join(_state(n, s) for n, s in named.items())))
+        policies = [_policy(name, s.dimension, s.limit, s.burst) for name, s in named.items()]
+        headers.append(("ratelimit-policy", ", ".join(policies)))
+        headers.append(("ratelimit", ", ".join([_state(name, s) for name, s in named.items()])))
     return headers
 
 
@@ -277,12 +324,13 @@ def _openai(dimension: str, shot: Snapshot) -> list[tuple[str, str]]:
     ]
 
 
-def _policy(name: str, shot: Snapshot) -> str:
-    if shot.dimension == "concurrency":
-        return f'"{name}";q={shot.limit};qu="concurrent-requests"'
-    window_s = max(-(-shot.burst * 60 // shot.limit), 1) if shot.limit else 60
-    unit = ';qu="tokens"' if shot.dimension == "tokens" else ""
-    return f'"{name}";q={shot.burst}{unit};w={window_s}'
+@lru_cache(maxsize=4096)
+def _policy(name: str, dimension: Dimension, limit: int, burst: int) -> str:
+    if dimension == "concurrency":
+        return f'"{name}";q={limit};qu="concurrent-requests"'
+    window_s = max(-(-burst * 60 // limit), 1) if limit else 60
+    unit = ';qu="tokens"' if dimension == "tokens" else ""
+    return f'"{name}";q={burst}{unit};w={window_s}'
 
 
 def _state(name: str, shot: Snapshot) -> str:

@@ -57,6 +57,9 @@ class Terms:
 
 
 ALONE = Terms()
+_SHARED = Terms(look=True, keep=True)
+#: the headers that say something about sharing
+_TELLING = frozenset({"cache-control", "idempotency-key", "amz-sdk-invocation-id"})
 
 
 def terms_of(policy: CachePolicy, operation: Operation, bound: Bound, headers: Mapping[str, str]) -> Terms:
@@ -65,6 +68,9 @@ def terms_of(policy: CachePolicy, operation: Operation, bound: Bound, headers: M
     Answers to calls with tools are shared with nobody: their tool calls act. A retry of the very
     same call still joins it.
     """
+    silent = _TELLING.isdisjoint(headers)
+    if silent and not policy.enabled:
+        return ALONE
     token, again, promised = _token(headers)
     said = _directives(headers.get("cache-control", ""))
     private = "no-store" in said
@@ -76,6 +82,8 @@ def terms_of(policy: CachePolicy, operation: Operation, bound: Bound, headers: M
         and not bound.tools
         and (bound.deterministic or not policy.deterministic_only)
     )
+    if silent:
+        return _SHARED if shared else ALONE
     return Terms(
         look=shared and "no-cache" not in said and max_age != 0,
         keep=shared,

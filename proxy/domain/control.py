@@ -186,6 +186,8 @@ class NewBudget:
     models: Sequence[str] | None
     on_short: str
     thresholds: Sequence[str]
+    #: fewest output tokens that `clamp` leaves an answer
+    floor_output_tokens: int = 1
     origin: str | None = None
 
 

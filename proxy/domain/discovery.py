@@ -42,6 +42,11 @@ class Capacity:
     #: unix seconds
     since: int
 
+    @property
+    def target(self) -> str:
+        """The label of the target that it is."""
+        return f"{self.arn.split(':')[3]}/{self.arn}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:

@@ -66,6 +66,19 @@ def spell(terms: Terms) -> str | None:
     return f"{terms.tier}/{terms.latency}/{terms.cache_ttl}" + ("/more" if terms.more else "")
 
 
+def spelled(bound: Bound) -> str | None:
+    """`spell(terms_of(bound))`."""
+    if (
+        bound.tier == USUAL.tier
+        and bound.latency == USUAL.latency
+        and bound.cache_ttl in (None, USUAL.cache_ttl)
+        and not bound.guardrail
+        and bound.images <= 0
+    ):
+        return None
+    return spell(terms_of(bound))
+
+
 def told(metadata: Mapping[str, str]) -> Terms | None:
     """The terms that a line's metadata tells, None when nothing can be concluded from it."""
     said = metadata.get(TERMS_TAG)

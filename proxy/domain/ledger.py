@@ -7,10 +7,18 @@ until exactly one terminal entry resolves it. Integers here are nano-dollars (1e
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import IntEnum as _IntEnum
 from uuid import UUID
 
 from proxy.domain.usage import NOTHING, Usage
+
+
+class IntEnum(_IntEnum):
+    """Members hash as the integers they equal: an enum's own hash is a call of Python code, and every look
+    into a table by one of them would pay it.
+    """
+
+    __hash__ = int.__hash__
 
 
 class State(IntEnum):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Literal
 from uuid import UUID
 
@@ -56,10 +57,15 @@ class Policy:
 
     def allows(self, base_model: str) -> bool:
         """True when the resolved base model may be called under this policy."""
-        if any(fnmatchcase(base_model, p) for p in self.models_denied):
-            return False
-        return any(fnmatchcase(base_model, p) for p in self.models_allowed)
+        return _allows(self.models_allowed, self.models_denied, base_model)
 
     def allows_arn(self, arn: str) -> bool:
         """True when a request may name this guardrail, profile, prompt or s3 source."""
         return any(fnmatchcase(arn, p) for p in self.arns_allowed)
+
+
+@lru_cache(maxsize=4096)
+def _allows(allowed: tuple[str, ...], denied: tuple[str, ...], base_model: str) -> bool:
+    if any(fnmatchcase(base_model, pattern) for pattern in denied):
+        return False
+    return any(fnmatchcase(base_model, pattern) for pattern in allowed)

@@ -8,7 +8,7 @@ from typing import Literal
 CacheTtl = Literal["5m", "1h"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Bound:
     """Upper bounds read off a request body by its dialect. All are >= 0.
 

@@ -76,6 +76,8 @@ def _short(value: Any) -> str:
     }
     if isinstance(given.get("limit"), int):
         given["limit"] = f"{usd(given['limit'])} USD"
+    if given.get("on_short") == "reject":
+        given.pop("floor_output_tokens", None)
     return ", ".join(f"{name} {_value(one)}" for name, one in given.items())
 
 

@@ -49,6 +49,7 @@ async def materialise(db: Budgets, policies: Plans, plan_name: str, scope: Scope
                 limit_nano=template.limit,
                 models=_expanded(template, policies.models),
                 on_short=template.on_short,
+                floor_output_tokens=template.floor_output_tokens,
                 thresholds=[str(share) for share in template.thresholds],
                 origin=origin(plan),
             )

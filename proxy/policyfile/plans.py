@@ -28,7 +28,7 @@ _LIMIT = (
     "models",
     "mode",
 )
-_BUDGET = ("scope", "period", "limit_usd", "models", "on_short", "thresholds")
+_BUDGET = ("scope", "period", "limit_usd", "models", "on_short", "floor_output_tokens", "thresholds")
 _SCOPES: tuple[Scope, ...] = ("tenant", "project", "key")
 _PERIODS = ("day", "week", "month", "total")
 #: largest body that can be configured; the frame that memory is planned for
@@ -61,6 +61,8 @@ class BudgetTemplate:
     #: base model ids or patterns, None for every model
     models: tuple[str, ...] | None = None
     on_short: Literal["reject", "clamp"] = "reject"
+    #: fewest output tokens that `clamp` leaves an answer
+    floor_output_tokens: int = 1
     #: shares of the limit at which somebody is told
     thresholds: tuple[Decimal, ...] = ()
 
@@ -216,6 +218,7 @@ class _Maker:
             limit=reader.rate(items.get("limit_usd")) or 0,
             models=self._models_in(items.get("models")),
             on_short="clamp" if on_short == "clamp" else "reject",
+            floor_output_tokens=reader.integer(items.get("floor_output_tokens"), 1, 10_000_000) or 1,
             thresholds=tuple(sorted(reader.many(items.get("thresholds"), self._share))),
         )
 

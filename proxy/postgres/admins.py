@@ -26,9 +26,17 @@ def _admins() -> Any:
 
 
 async def insert_admin(
-    db: AsyncConnection, *, ident: UUID, name: str, role: str, tenant: UUID | None, digest: bytes
+    db: AsyncConnection,
+    *,
+    ident: UUID,
+    name: str,
+    role: str,
+    tenant: UUID | None,
+    digest: bytes,
+    pepper_id: int,
 ) -> AdminRecord:
-    await db.execute(insert(Admin).values(id=ident, name=name, role=role, tenant=tenant, digest=digest))
+    values = {"name": name, "role": role, "tenant": tenant, "digest": digest, "pepper_id": pepper_id}
+    await db.execute(insert(Admin).values(id=ident, **values))
     return await get_admin(db, ident)
 
 
@@ -54,6 +62,12 @@ async def list_admins(db: AsyncConnection, *, after: UUID | None, limit: int) ->
     if after is not None:
         statement = statement.where(Admin.id > after)
     return [AdminRecord(**row) for row in (await db.execute(statement)).mappings()]
+
+
+async def under_other_peppers(db: AsyncConnection, pepper_id: int) -> int:
+    """Live admin keys whose digest needs another master key than the current one, or may need it."""
+    live = select(func.count()).select_from(Admin).where(Admin.revoked_at.is_(None))
+    return int(await db.scalar(live.where(Admin.pepper_id.is_distinct_from(pepper_id))) or 0)
 
 
 async def revoke_admin(db: AsyncConnection, ident: UUID) -> AdminRecord:

@@ -32,14 +32,14 @@ from proxy.domain.ledger import Admission, Attempt, Outcome, Settled, Settlement
 from proxy.errors import BankAway
 from proxy.postgres import wire
 from proxy.postgres.lane import Answer, Lane
-from proxy.postgres.wire import Again, Hit, Move
+from proxy.postgres.wire import Again, Held, Hit, Move
 
 log = logging.getLogger("tollhouse.bank")
 
 _FIRST_PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 0.25
 _ROLL_EVERY_S = 2.0
-#: attempts whose tenant is remembered, to settle them on the lane that admitted them
+#: admissions that are remembered, to settle them on the lane that admitted them
 _REMEMBERED = 200_000
 _AWAY = (OSError, TimeoutError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
@@ -65,8 +65,8 @@ class Standing:
 class PostgresBank:
     """Holds `lanes` connections of the engine's pool for as long as it lives.
 
-    `limit_statements=False` behind PgBouncer, where session settings would leak to others: give the
-    role a `statement_timeout` of a second instead.
+    Behind PgBouncer, where session settings would leak to others, the role needs a `statement_timeout` of
+    a second.
     """
 
     def __init__(
@@ -76,18 +76,14 @@ class PostgresBank:
         lanes: int = 2,
         admit_timeout_s: float = 2.0,
         settle_timeout_s: float = 10.0,
-        limit_statements: bool = True,
         max_items: int = 256,
         max_waiting: int = 4096,
     ) -> None:
         self._engine = engine
         self._admit_timeout_s = admit_timeout_s
         self._settle_timeout_s = settle_timeout_s
-        self._lanes = [
-            Lane(engine, limit_statements=limit_statements, max_items=max_items, max_waiting=max_waiting)
-            for _ in range(lanes)
-        ]
-        self._tenants: OrderedDict[UUID, UUID] = OrderedDict()
+        self._lanes = [Lane(engine, max_items=max_items, max_waiting=max_waiting) for _ in range(lanes)]
+        self._open: OrderedDict[UUID, Move] = OrderedDict()
         self._rolling: asyncio.Task[None] | None = None
         self._rolled_at = float("-inf")
 
@@ -108,25 +104,22 @@ class PostgresBank:
 
     async def admit(self, attempt: Attempt) -> Admission:
         """Raises BankAway after `admit_timeout_s`, or at once when too many wait."""
-        self._remember(attempt)
-        return cast(
-            "Admission", await self._ask(Move(attempt=attempt), attempt.tenant, self._admit_timeout_s)
-        )
+        move = self._remember(attempt, Move(attempt=attempt))
+        return cast("Admission", await self._ask(move, attempt.tenant, self._admit_timeout_s))
 
     async def settle(self, settlement: Settlement) -> Settled:
         """Raises BankAway after `settle_timeout_s`; settling again is harmless."""
-        tenant = self._tenants.get(settlement.attempt, settlement.attempt)
-        answer = cast("Settled", await self._ask(Move(settlement=settlement), tenant, self._settle_timeout_s))
-        self._tenants.pop(settlement.attempt, None)
+        tenant, releases = self._recall(settlement)
+        move = Move(settlement, releases=releases)
+        answer = cast("Settled", await self._ask(move, tenant, self._settle_timeout_s))
+        self._open.pop(settlement.attempt, None)
         return answer
 
     async def settle_and_admit(self, settlement: Settlement, attempt: Attempt) -> Admission:
         """Both happen or neither. Raises BankAway like `admit`; then do not assume either."""
-        self._remember(attempt)
-        answer = cast(
-            "Admission", await self._ask(Move(settlement, attempt), attempt.tenant, self._admit_timeout_s)
-        )
-        self._tenants.pop(settlement.attempt, None)
+        move = self._remember(attempt, Move(settlement, attempt, releases=self._recall(settlement)[1]))
+        answer = cast("Admission", await self._ask(move, attempt.tenant, self._admit_timeout_s))
+        self._open.pop(settlement.attempt, None)
         return answer
 
     async def record_hit(self, attempt: Attempt, settlement: Settlement, saved: int) -> Admission:
@@ -206,10 +199,18 @@ class PostgresBank:
         except _AWAY as error:
             raise BankAway(f"Postgres does not answer: {type(error).__name__}") from error
 
-    def _remember(self, attempt: Attempt) -> None:
-        self._tenants[attempt.attempt] = attempt.tenant
-        if len(self._tenants) > _REMEMBERED:
-            self._tenants.popitem(last=False)
+    def _remember(self, attempt: Attempt, move: Move) -> Move:
+        self._open[attempt.attempt] = move
+        if len(self._open) > _REMEMBERED:
+            self._open.popitem(last=False)
+        return move
+
+    def _recall(self, settlement: Settlement) -> tuple[UUID, Held | None]:
+        """What chooses the lane of a settlement, and what its attempt holds, where we admitted it."""
+        admitted = self._open.get(settlement.attempt)
+        if admitted is None or admitted.attempt is None:
+            return settlement.attempt, None
+        return admitted.attempt.tenant, admitted.holds
 
     async def _ask(self, item: Move | Hit, tenant: UUID, timeout_s: float) -> Answer:
         lane = self._lanes[tenant.int % len(self._lanes)]

@@ -54,6 +54,7 @@ async def insert_budget(db: AsyncConnection, ident: UUID, scope: ScopeRef, new: 
         limit_nano=new.limit_nano,
         models=models,
         on_short=new.on_short,
+        floor_output_tokens=new.floor_output_tokens,
         thresholds=list(new.thresholds),
         origin=new.origin,
     )

@@ -7,7 +7,7 @@ the admin REST and reports take one for a transaction.
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import text
 from sqlalchemy.engine import URL, make_url
@@ -18,6 +18,9 @@ from proxy.errors import BankAway, ConfigurationError
 OLDEST_SERVER = 150000
 #: seconds by which the worker's clock may differ from the database's
 CLOCK_TOLERANCE_S = 60.0
+#: what stands between us and the server
+Pooler = Literal["none", "pgbouncer"]
+_SESSIONS = "tollhouse_owns_sessions"
 
 
 def normalized(url: str) -> URL:
@@ -39,17 +42,19 @@ def create_engine(
     *,
     pool_size: int = 10,
     connect_timeout_s: float = 3.0,
-    statement_timeout_ms: int | None = 10_000,
+    statement_timeout_ms: int = 10_000,
     application_name: str = "tollhouse",
+    pooler: Pooler = "none",
 ) -> AsyncEngine:
     """An engine whose pool never holds more than `pool_size` connections.
 
     `statement_timeout_ms` is sent as a start-up parameter. PgBouncer refuses those it does not
-    know: behind it (1.21 or newer, `max_prepared_statements` above 0) pass None and set the limit
-    with ALTER ROLE. Nothing else here depends on session state.
+    know, and its server connections are everybody's: behind it (`pooler`; 1.21 or newer,
+    `max_prepared_statements` above 0) nothing is set for a session, here or by whoever uses the
+    engine, and ALTER ROLE sets the limit. Nothing else depends on session state.
     """
     settings = {"application_name": application_name}
-    if statement_timeout_ms is not None:
+    if pooler == "none":
         settings |= {"statement_timeout": str(statement_timeout_ms), "jit": "off"}
     return create_async_engine(
         normalized(url),
@@ -59,8 +64,14 @@ def create_engine(
         pool_timeout=connect_timeout_s,
         pool_pre_ping=True,
         pool_recycle=1800,
+        execution_options={_SESSIONS: pooler == "none"},
         connect_args={"timeout": connect_timeout_s, "server_settings": settings},
     )
+
+
+def owns_sessions(engine: AsyncEngine) -> bool:
+    """A connection of this engine is one session, whose settings nobody else inherits."""
+    return bool(engine.sync_engine.get_execution_options().get(_SESSIONS, True))
 
 
 _FACTS = text(

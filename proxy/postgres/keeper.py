@@ -30,6 +30,18 @@ _BROKEN = text(
     "SELECT invariant, count(*) FROM check_invariants(date_trunc('month', now())) GROUP BY invariant"
 )
 _DAYS = text("SELECT partition_days_ahead()")
+#: keys that nobody calls with any more may end unseen
+_EXPIRING = text(
+    """
+    SELECT count(*) FILTER (WHERE expires_at <= now() + interval '1 day'),
+           count(*) FILTER (WHERE expires_at <= now() + interval '7 days'), count(*)
+      FROM keys k JOIN tenants t ON t.id = k.tenant
+     WHERE k.status = 'active' AND t.status = 'active'
+       AND expires_at > now() AND expires_at <= now() + interval '30 days'
+       AND EXISTS (SELECT FROM usage_days u
+                    WHERE u.tenant = k.tenant AND u.key = k.id AND u.day >= current_date - 7)
+    """
+)
 _HEAD = text("SELECT seq, encode(hash, 'hex') FROM audit ORDER BY seq DESC LIMIT 1")
 
 
@@ -66,6 +78,10 @@ class Keeper:
 
     async def partition_days(self) -> float:
         return float((await self._rows(_DAYS))[0][0])
+
+    async def keys_expiring(self) -> dict[str, int]:
+        """How many keys that were used lately end within a day, a week, a month."""
+        return dict(zip(("1d", "7d", "30d"), (await self._rows(_EXPIRING))[0], strict=True))
 
     async def audit_head(self) -> str | None:
         """`<seq>:<hash>` of the newest record of the audit trail, None for an empty one."""

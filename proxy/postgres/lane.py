@@ -26,9 +26,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from proxy import failpoints
 from proxy.batcher import Batcher
-from proxy.domain.ledger import Admission, Settled
+from proxy.domain.ledger import Admission, Settled, Verdict
 from proxy.errors import BankAway
-from proxy.postgres import wire
+from proxy.postgres import swift, wire
+from proxy.postgres.engine import owns_sessions
 from proxy.postgres.wire import Again, Hit, Move
 
 log = logging.getLogger("tollhouse.bank")
@@ -40,10 +41,12 @@ Item = Move | Hit
 STATEMENT_TIMEOUT_S = 1.2
 CONNECT_TIMEOUT_S = 1.5
 SUSPICION_S = 1.0
+#: after a denial batches are judged at once: the next is likely to hold another one
+JUDGE_S = 0.25
 #: plans are made anew this often, for what the tables have become
 PLAN_AGE_S = 60.0
 #: first two characters of SQLSTATEs that blame the data of a batch: data, integrity, raised by our SQL
-_POISON_CLASSES = {"22", "23", "P0"}
+_POISON_CLASSES = {"22", "23", "P0", "TH"}
 
 
 class _LockedError(Exception):
@@ -58,17 +61,32 @@ class _UndecidedError(Exception):
     """Nothing is known about the batch; it may be asked again."""
 
 
+def _fits_one(items: Sequence[tuple[UUID, Item]]) -> bool:
+    """One statement takes all of them: no hits, and no attempt twice."""
+    ids: set[UUID] = set()
+    count = 0
+    for _, item in items:
+        if isinstance(item, Hit):
+            return False
+        if item.settlement is not None:
+            ids.add(item.settlement.attempt)
+            count += 1
+        if item.attempt is not None:
+            ids.add(item.attempt.attempt)
+            count += 1
+    return len(ids) == count
+
+
 class Lane:
     """Owns one connection and one queue."""
 
-    def __init__(
-        self, engine: AsyncEngine, *, limit_statements: bool, max_items: int, max_waiting: int
-    ) -> None:
+    def __init__(self, engine: AsyncEngine, *, max_items: int, max_waiting: int) -> None:
         self._engine = engine
-        self._limit_statements = limit_statements
         self._held: AsyncConnection | None = None
         self._driver: asyncpg.Connection[asyncpg.Record] | None = None
         self._planned_at = 0.0
+        self._judge_until = 0.0
+        self._callers = swift.Callers()
         #: tenants (or attempts, where the tenant is not known) whose accounts were locked, and until when
         self._suspects: dict[UUID, float] = {}
         self.batcher: Batcher[tuple[UUID, Item], Answer] = Batcher(
@@ -93,7 +111,7 @@ class Lane:
                 ).driver_connection
                 if driver is None:
                     raise BankAway("the pool gave no connection")
-                if self._limit_statements:
+                if owns_sessions(self._engine):
                     await driver.execute(f"SET statement_timeout = {int(STATEMENT_TIMEOUT_S * 1000)}")
         except (
             OSError,
@@ -105,6 +123,8 @@ class Lane:
             await self._drop()
             raise BankAway(f"Postgres does not answer: {type(error).__name__}") from error
         self._driver, self._planned_at = driver, time.monotonic()
+        # Another server may count the directory's versions differently, having lost the last of them.
+        self._callers = swift.Callers()
         return driver
 
     def _ready(self) -> asyncpg.Connection[asyncpg.Record] | None:
@@ -132,6 +152,8 @@ class Lane:
 
     async def send(self, items: Sequence[tuple[UUID, Item]]) -> list[Answer | BaseException]:
         """What the batcher calls: one answer an item, in order."""
+        if not self._suspects and _fits_one(items):
+            return await self._send_round(items)
         answers: list[Answer | BaseException] = [Again("not asked")] * len(items)
         for places in self._rounds(items):
             for number, answer in zip(
@@ -194,14 +216,32 @@ class Lane:
         if hits:
             return wire.hit_answers(hits, await self._fetch(wire.RECORD_HITS, wire.hit_columns(hits)))
         moves = [item for item in items if isinstance(item, Move)]
-        query, columns = wire.move_call(moves, skip_locked=skip_locked)
         try:
             failpoints.reach_statement("before", moves)
-            rows = await self._fetch(query, columns)
+            answers = await self._move(moves, skip_locked=skip_locked)
             failpoints.reach_statement("after", moves)
         except OSError as error:
             raise _UndecidedError(str(error)) from error
-        return wire.move_answers(moves, rows)
+        return answers
+
+    async def _move(self, moves: Sequence[Move], *, skip_locked: bool) -> Sequence[Answer]:
+        """The cheap way where nothing speaks against it; what is not plain is judged one by one."""
+        if not skip_locked and time.monotonic() >= self._judge_until and swift.plain(moves):
+            batch = swift.Swift(moves, self._callers)
+            try:
+                (row,) = await self._fetch(batch.query, batch.columns)
+            except _PoisonError:
+                done = None
+            else:
+                done = batch.answers(row)
+            if done is not None:
+                return done
+            self._callers = swift.Callers()
+        query, columns = wire.move_call(moves, skip_locked=skip_locked)
+        answers = wire.move_answers(moves, await self._fetch(query, columns))
+        if any(isinstance(a, Admission) and a.verdict is Verdict.DENIED for a in answers):
+            self._judge_until = time.monotonic() + JUDGE_S
+        return answers
 
     async def _fetch(self, query: str, columns: Sequence[Any]) -> Sequence[Any]:
         """Raises one of the three ways a batch can fail."""
@@ -210,8 +250,12 @@ class Lane:
             if driver is None:
                 async with asyncio.timeout(STATEMENT_TIMEOUT_S + CONNECT_TIMEOUT_S):
                     driver = await self.connect()
-            async with asyncio.timeout(STATEMENT_TIMEOUT_S):
+            # A timer that ends the connection costs a tenth of asyncio.timeout; dropped it would be anyway.
+            timer = asyncio.get_running_loop().call_later(STATEMENT_TIMEOUT_S, driver.terminate)
+            try:
                 return await driver.fetch(query, *columns)
+            finally:
+                timer.cancel()
         except BankAway as error:
             raise _UndecidedError(str(error)) from error
         except asyncpg.LockNotAvailableError as error:

@@ -141,7 +141,12 @@ class PostgresLedger:
         self._engine = engine
 
     async def calls(
-        self, where: CallFilter, *, limit: int = 50, before: UUID | None = None
+        self,
+        where: CallFilter,
+        *,
+        limit: int = 50,
+        before: UUID | None = None,
+        on: AsyncConnection | None = None,
     ) -> list[CallRecord]:
         """Newest first by attempt id. `before`: the last attempt of the page before (exclusive)."""
         conditions, parameters = _conditions(where)
@@ -158,19 +163,30 @@ class PostgresLedger:
               LEFT JOIN labels v ON v.id = coalesce(t.price_final, t.price)
              WHERE {" AND ".join(conditions)} ORDER BY {order} DESC LIMIT :limit
         """
-        rows = await self._read(query, **parameters, limit=limit)
-        return [_call(row) for row in rows]
+        return [_call(row) for row in await self._read(query, on, **parameters, limit=limit)]
 
-    async def call(self, attempt: UUID, *, tenant: UUID | None = None) -> CallRecord | None:
+    async def call(
+        self, attempt: UUID, *, tenant: UUID | None = None, on: AsyncConnection | None = None
+    ) -> CallRecord | None:
         """One attempt, when it is `tenant`'s (or anybody's, for None)."""
-        found = await self.calls(CallFilter(tenant=tenant), limit=1, before=UUID(int=attempt.int + 1))
+        found = await self.calls(CallFilter(tenant=tenant), limit=1, before=UUID(int=attempt.int + 1), on=on)
         return found[0] if found and found[0].attempt == attempt else None
 
-    async def entries(self, attempt: UUID) -> list[EntryRecord]:
+    async def call_with_entries(
+        self, attempt: UUID, *, tenant: UUID | None = None
+    ) -> tuple[CallRecord, list[EntryRecord]] | None:
+        """One attempt and all of its entries as of one moment: the cost is the entries' sum, also while a
+        refund is being written.
+        """
+        async with self._connection() as db:
+            await db.execution_options(isolation_level="REPEATABLE READ")
+            found = await self.call(attempt, tenant=tenant, on=db)
+            return None if found is None else (found, await self.entries(attempt, on=db))
+
+    async def entries(self, attempt: UUID, *, on: AsyncConnection | None = None) -> list[EntryRecord]:
         """Every fact about the money of one attempt, the terminal entry first."""
-        rows = await self._read(
-            "SELECT * FROM entries WHERE attempt = :attempt ORDER BY slot", attempt=attempt
-        )
+        query = "SELECT * FROM entries WHERE attempt = :attempt ORDER BY slot"
+        rows = await self._read(query, on, attempt=attempt)
         return [
             EntryRecord(
                 slot=row["slot"], kind=EntryKind(row["kind"]), amount=row["amount"],
@@ -241,7 +257,12 @@ class PostgresLedger:
         """Number of the first audit record that was edited, removed or reordered; None when the chain holds."""
         return cast("int | None", (await self._read("SELECT audit_first_bad() AS seq"))[0]["seq"])
 
-    async def _read(self, query: str, **parameters: Any) -> Sequence[RowMapping]:
+    async def _read(
+        self, query: str, on: AsyncConnection | None = None, **parameters: Any
+    ) -> Sequence[RowMapping]:
+        """On a connection of its own, unless the question is part of a snapshot."""
+        if on is not None:
+            return (await on.execute(text(query), parameters)).mappings().all()
         async with self._connection() as db:
             return (await db.execute(text(query), parameters)).mappings().all()
 

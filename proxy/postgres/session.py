@@ -192,10 +192,16 @@ class Session(DeskSession):
     # -- Administrators -------------------------------------------------------------------
 
     async def insert_admin(
-        self, *, ident: UUID, name: str, role: str, tenant: UUID | None, digest: bytes
+        self, *, ident: UUID, name: str, role: str, tenant: UUID | None, digest: bytes, pepper_id: int
     ) -> AdminRecord:
         return await admins.insert_admin(
-            self._db, ident=ident, name=name, role=role, tenant=tenant, digest=digest
+            self._db,
+            ident=ident,
+            name=name,
+            role=role,
+            tenant=tenant,
+            digest=digest,
+            pepper_id=pepper_id,
         )
 
     async def get_admin(self, ident: UUID) -> AdminRecord:
@@ -274,17 +280,18 @@ class PostgresControl:
         found = await self._ledger.calls(_filter(where), limit=limit, before=before)
         return [_call(row) for row in found]
 
-    async def call(self, attempt: UUID, *, tenant: UUID | None) -> CallRecord | None:
-        """One attempt, when it is `tenant`'s (or anybody's, for None)."""
-        found = await self._ledger.call(attempt, tenant=tenant)
-        return None if found is None else _call(found)
-
-    async def entries(self, attempt: UUID) -> list[EntryRecord]:
-        """Every fact about the money of one attempt, the terminal entry first."""
-        found = await self._ledger.entries(attempt)
-        return [
+    async def call(
+        self, attempt: UUID, *, tenant: UUID | None
+    ) -> tuple[CallRecord, list[EntryRecord]] | None:
+        """One attempt, when it is `tenant`'s (or anybody's, for None), with every entry about its money, the
+        terminal one first: both of one moment.
+        """
+        found = await self._ledger.call_with_entries(attempt, tenant=tenant)
+        if found is None:
+            return None
+        return _call(found[0]), [
             EntryRecord(kind=row.kind, amount=row.amount, why=row.why, at=row.at, evidence=row.evidence)
-            for row in found
+            for row in found[1]
         ]
 
     async def spend(

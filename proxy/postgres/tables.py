@@ -174,6 +174,7 @@ class Admin(Base):
     role: Mapped[str]
     tenant: Mapped[UUID | None] = mapped_column(ForeignKey("tenants.id"))
     digest: Mapped[bytes] = mapped_column(unique=True)
+    pepper_id: Mapped[int | None] = mapped_column(SmallInteger)
     created_at: Mapped[dt.datetime] = _created()
     revoked_at: Mapped[dt.datetime | None]
 
@@ -343,6 +344,7 @@ class EntryRow(Base):
         Index(
             "entries_evidence", "attempt", "kind", "evidence", unique=True, postgresql_where=text("slot > 0")
         ),
+        Index("entries_ceilings", "attempt", postgresql_where=text("slot = 0 AND kind = 3")),
         {"postgresql_partition_by": "RANGE (attempt)"},
     )
     attempt: Mapped[UUID]

@@ -23,11 +23,23 @@ NO_ACCOUNT = "a budget has no account for this period"
 
 
 @dataclass(slots=True)
+class Held:
+    """Where the attempts of one caller hold money: accounts as the rows list them, and their budgets."""
+
+    accounts: tuple[int, ...]
+    budgets: tuple[UUID, ...]
+
+
+@dataclass(slots=True)
 class Move:
     """What one caller asks of the bank: a settlement, an admission, or one after the other."""
 
     settlement: Settlement | None = None
     attempt: Attempt | None = None
+    #: of the settled attempt, where its admission told us
+    releases: Held | None = None
+    #: of the admitted attempt, when its admission was plain: the answer beside the answer
+    holds: Held | None = None
 
     @property
     def ids(self) -> tuple[UUID, ...]:
@@ -59,11 +71,11 @@ class Again:
     undecided: bool = False
 
 
-def _count(number: int) -> int:
+def count(number: int) -> int:
     return number if 0 <= number <= _INT32_MAX else min(max(number, 0), _INT32_MAX)
 
 
-def _request_id(text: str | None) -> str | None:
+def request_id(text: str | None) -> str | None:
     if text is None:
         return None
     text = text[:200]
@@ -79,19 +91,19 @@ _SETTLEMENT: dict[str, Callable[[Settlement], Any]] = {
     "why": lambda s: int(s.why),
     "cost": lambda s: s.cost,
     "upstream": lambda s: s.upstream_cost,
-    "input": lambda s: _count(s.usage.input_tokens),
-    "output": lambda s: _count(s.usage.output_tokens),
-    "cache_read": lambda s: _count(s.usage.cache_read_tokens),
-    "write_5m": lambda s: _count(s.usage.cache_write_5m_tokens),
-    "write_1h": lambda s: _count(s.usage.cache_write_1h_tokens),
-    "images": lambda s: _count(s.usage.images),
-    "guardrail": lambda s: _count(s.usage.guardrail_units),
+    "input": lambda s: count(s.usage.input_tokens),
+    "output": lambda s: count(s.usage.output_tokens),
+    "cache_read": lambda s: count(s.usage.cache_read_tokens),
+    "write_5m": lambda s: count(s.usage.cache_write_5m_tokens),
+    "write_1h": lambda s: count(s.usage.cache_write_1h_tokens),
+    "images": lambda s: count(s.usage.images),
+    "guardrail": lambda s: count(s.usage.guardrail_units),
     "exact": lambda s: s.usage.exact and s.state is State.POST,
     "price": lambda s: s.price,
-    "request": lambda s: _request_id(s.upstream_request_id),
-    "status": lambda s: _count(s.status),
-    "latency": lambda s: _count(s.latency_ms),
-    "first_byte": lambda s: _count(s.first_byte_ms),
+    "request": lambda s: request_id(s.upstream_request_id),
+    "status": lambda s: count(s.status),
+    "latency": lambda s: count(s.latency_ms),
+    "first_byte": lambda s: count(s.first_byte_ms),
     "recorder": lambda s: s.recorder,
 }
 _ATTEMPT: dict[str, Callable[[Attempt], Any]] = {
@@ -143,13 +155,13 @@ _HIT: dict[str, Callable[[Hit], Any]] = {
 }
 
 
-def _call(function: str, names: Sequence[str]) -> str:
+def call(function: str, names: Sequence[str]) -> str:
     """A call by name: what is left out has its default, and costs nothing to send."""
     return f"SELECT * FROM {function}({', '.join(f'{name} => ${n}' for n, name in enumerate(names, 1))})"  # noqa: S608
 
 
 _HALVES = {
-    (settles, admits): _call(
+    (settles, admits): call(
         "bank_settle_and_admit",
         [
             *(f"s_{name}" for name in _SETTLEMENT if settles),
@@ -160,7 +172,7 @@ _HALVES = {
     for settles in (False, True)
     for admits in (False, True)
 }
-RECORD_HITS = _call("bank_record_hits", [f"a_{name}" for name in _HIT])
+RECORD_HITS = call("bank_record_hits", [f"a_{name}" for name in _HIT])
 
 
 def move_call(moves: Sequence[Move], *, skip_locked: bool) -> tuple[str, list[Any]]:

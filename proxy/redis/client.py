@@ -1,8 +1,8 @@
 """One multiplexed Redis connection per worker.
 
 Commands of concurrent requests are written together, once per turn of the event loop, and replies
-are matched to them in order. The handshake (TLS, AUTH, SELECT, unix sockets) and the parser are
-redis-py's; its retries are not used, since they wait for seconds and can run a script twice.
+are matched to them in order. The handshake (TLS, AUTH, SELECT, unix sockets) is redis-py's, the parser
+hiredis; redis-py's retries are not used, since they wait for seconds and can run a script twice.
 
 Promises: every command has a deadline, counted from when it was submitted and including connecting;
 when the oldest command passes its deadline the connection is given up and all that wait on it fail
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -36,6 +35,8 @@ from proxy.errors import ConfigurationError, TollhouseError
 Argument = str | bytes | int
 
 DEFAULT_TIMEOUT_S = 0.2
+_READ_BYTES = 65_536
+_NO_MORE = object()
 _ASYNC_CLUSTER = {"redis+cluster://": "redis://", "rediss+cluster://": "rediss://"}
 
 
@@ -111,11 +112,11 @@ class _Call:
     __slots__ = ("body", "deadline", "future")
 
     def __init__(
-        self, future: asyncio.Future[Any], deadline: float, body: tuple[Argument, ...] | None
+        self, future: asyncio.Future[Any], deadline: float, body: tuple[Script, Sequence[Argument]] | None
     ) -> None:
         self.future = future
         self.deadline = deadline
-        #: EVAL with the script's body, sent when the server answers NOSCRIPT
+        #: the script and what follows it, sent as EVAL when the server answers NOSCRIPT
         self.body = body
 
 
@@ -134,14 +135,16 @@ class _Link:
         self._ended = ended
         self._loop = asyncio.get_running_loop()
         self._unsent: list[bytes] = []
-        self._wake = asyncio.Event()
+        #: None until connected; what is submitted before then waits
+        self._writer: asyncio.StreamWriter | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.task = self._loop.create_task(self._live(), name="redis")
 
     def enqueue(self, call: _Call, command: tuple[Argument, ...]) -> None:
+        if not self._unsent and self._writer is not None:
+            self._loop.call_soon(self._flush)
         self._unsent.append(hiredis.pack_command(cast(Any, command)))
         self.waiting.append(call)
-        self._wake.set()
         if self._timer is None:
             self._timer = self._loop.call_at(call.deadline, self._check_deadline)
 
@@ -171,48 +174,45 @@ class _Link:
 
     async def _live(self) -> None:
         connected = False
-        reader: asyncio.Task[None] | None = None
         try:
             async with asyncio.timeout(self._timeout_s):
                 await _connect(self._connection)
             connected = True
-            reader = asyncio.create_task(self._read(), name="redis-reader")
-            await self._write(reader)
-            await reader
+            # The handshake was redis-py's; its reader and writer cost a third of a call each, so from
+            # here on its streams are used without them.
+            streams = cast(Any, self._connection)
+            self._writer = streams._writer
+            self._flush()
+            await self._read(streams._reader, streams._parser.parse_error)
         except (RedisError, OSError, TimeoutError) as error:
             self._loop.call_soon(partial(self.end, f"{type(error).__name__}: {error}", lost=connected))
         finally:
-            if reader is not None:
-                reader.cancel()
+            self._writer = None
             with suppress(RedisError, OSError, TimeoutError):
                 await self._connection.disconnect(nowait=True)
 
-    async def _write(self, reader: asyncio.Task[None]) -> None:
-        """Everything submitted during one turn of the loop leaves in one write."""
-        reader.add_done_callback(self._reader_done)
-        while not reader.done():
-            if self._unsent:
-                batch, self._unsent = self._unsent, []
-                await self._connection.send_packed_command(batch, check_health=False)
-            else:
-                self._wake.clear()
-                await self._wake.wait()
+    def _flush(self) -> None:
+        """Everything submitted during one turn of the loop leaves in one write. What the server does not
+        take is bounded by the number of commands that may wait, and by their deadlines.
+        """
+        if self._unsent and self._writer is not None:
+            batch, self._unsent = self._unsent, []
+            self._writer.write(b"".join(batch))
 
-    def _reader_done(self, reader: asyncio.Task[None]) -> None:
-        self._wake.set()
-        if not reader.cancelled():
-            reader.exception()  # seen, even when the writer failed first
-
-    async def _read(self) -> None:
-        while True:
-            try:
-                reply = await self._connection.read_response(disable_decoding=True, timeout=math.inf)
-            except ResponseError as error:
-                self._answer_error(error)
-            else:
-                future = self._next().future
-                if not future.done():
-                    future.set_result(reply)
+    async def _read(self, stream: asyncio.StreamReader, error_of: Callable[[str], Exception]) -> None:
+        parser = hiredis.Reader(protocolError=InvalidResponse, replyError=error_of, notEnoughData=_NO_MORE)
+        while data := await stream.read(_READ_BYTES):
+            parser.feed(data)
+            while (reply := parser.gets()) is not _NO_MORE:
+                if isinstance(reply, ResponseError):
+                    self._answer_error(reply)
+                elif isinstance(reply, Exception):
+                    raise reply
+                else:
+                    future = self._next().future
+                    if not future.done():
+                        future.set_result(reply)
+        raise ConnectionResetError("the server closed the connection")
 
     def _next(self) -> _Call:
         if not self.waiting:
@@ -222,9 +222,9 @@ class _Link:
     def _answer_error(self, error: ResponseError) -> None:
         call = self._next()
         if isinstance(error, NoScriptError) and call.body is not None:
-            body, call.body = call.body, None
+            (script, rest), call.body = call.body, None
             call.deadline = max(call.deadline, self.waiting[-1].deadline if self.waiting else 0.0)
-            self.enqueue(call, body)
+            self.enqueue(call, ("EVAL", script.source, *rest))
         elif not call.future.done():
             call.future.set_exception(error)
 
@@ -268,7 +268,7 @@ class Multiplexer:
 
     def run(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> asyncio.Future[Any]:
         rest = (len(keys), *keys, *args)
-        return self._submit(("EVALSHA", script.sha, *rest), ("EVAL", script.source, *rest))
+        return self._submit(("EVALSHA", script.sha, *rest), (script, rest))
 
     async def aclose(self) -> None:
         self._closed = True
@@ -277,7 +277,7 @@ class Multiplexer:
         await asyncio.gather(*self._dying, return_exceptions=True)
 
     def _submit(
-        self, command: tuple[Argument, ...], body: tuple[Argument, ...] | None
+        self, command: tuple[Argument, ...], body: tuple[Script, Sequence[Argument]] | None
     ) -> asyncio.Future[Any]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
+from struct import Struct
 from typing import Any, Literal, Self, cast
 from uuid import UUID, uuid4
 
@@ -29,13 +30,13 @@ from redis.exceptions import ResponseError
 
 from proxy.domain.bucket import LEASE_TTL_US, UNITS_MAX, Decision, Mode, Spend, decision, share
 from proxy.domain.bucketstore import Buckets
-from proxy.redis.client import RedisAway, RedisClient, Script
+from proxy.redis.client import Argument, RedisAway, RedisClient, Script
 
 log = logging.getLogger(__name__)
 
 Away = Literal["local", "deny", "allow"]
 #: a settlement: monotonic time after which it is of no use, KEYS, ARGV
-_Entry = tuple[float, list[str], list[str | int]]
+_Entry = tuple[float, list[str], list[Argument]]
 
 SCRIPT = Script(files("proxy.redis").joinpath("limiter.lua").read_text(encoding="utf-8"))
 #: workers that share the limits while Redis is away: member = worker, score = end of its heartbeat
@@ -50,6 +51,12 @@ _DENY_RETRY_MS = 1_000
 #: a lost connection is tried once more if it was lost this soon, so that the call stays within bounds
 _SECOND_TRY_WITHIN_S = 0.05
 _PRUNE_EVERY_S = 5.0
+#: by how many numbers there are
+_DOUBLES = [Struct(f"<{n}d") for n in range(401)]
+
+
+def _packed(numbers: list[int]) -> bytes:
+    return _DOUBLES[len(numbers)].pack(*numbers)
 
 
 @dataclass(slots=True)
@@ -59,6 +66,18 @@ class Counters:
     failures: int = 0  #: decisions that Redis should have made and did not
     lost_settlements: int = 0  #: corrections given up: backlog full or the record is over
     errors: int = 0  #: error replies of the server
+
+
+def _notes(spend: Spend) -> tuple[list[str], list[int], list[str]]:
+    """KEYS, the numbers of the limits, and the fields of the buckets."""
+    keys = [spend.record, spend.buckets] if spend.charges else [spend.record]
+    numbers: list[int] = []
+    for c in spend.charges:
+        numbers += (c.per_minute, c.burst, c.cost, c.enforce + 2 * (c.dimension == "tokens"))
+    for lease in spend.leases:
+        keys.append(lease.key)
+        numbers += (lease.slots, lease.enforce)
+    return keys, numbers, [c.key for c in spend.charges]
 
 
 class RedisLimiter:
@@ -170,7 +189,7 @@ class RedisLimiter:
 
     # --- Redis
 
-    async def _ask(self, keys: list[str], args: list[str | int]) -> list[int] | None:
+    async def _ask(self, keys: list[str], args: list[Argument]) -> list[int] | None:
         """The reply, or None after Redis was found away."""
         began = time.monotonic()
         while True:
@@ -186,19 +205,14 @@ class RedisLimiter:
                 self._refused(error)
                 return None
 
-    def _program(self, op: str, spend: Spend, actual: int = 0) -> tuple[list[str], list[str | int]]:
+    def _program(self, op: str, spend: Spend, actual: int = 0) -> tuple[list[str], list[Argument]]:
         """KEYS and ARGV of `limiter.lua`."""
-        keys = [spend.record]
+        if spend.notes is None:
+            spend.notes = _notes(spend)
+        keys, numbers, fields = spend.notes
         now_us = self._clock_us() if self._clock_us else 0
-        charges, leases = spend.charges, spend.leases
-        args: list[str | int] = [op, spend.id.hex, len(charges), len(leases), self._ttl_ms, now_us, actual]
-        for c in charges:
-            keys.append(c.key)
-            args += (c.per_minute, c.burst, c.cost, int(c.enforce), int(c.dimension == "tokens"))
-        for lease in leases:
-            keys.append(lease.key)
-            args += (lease.slots, int(lease.enforce))
-        return keys, args
+        packed = _packed([len(spend.charges), self._ttl_ms, now_us, actual, *numbers])
+        return keys, [op, spend.id.hex, packed, *fields]
 
     def _deliver(self, entry: _Entry) -> asyncio.Future[Any]:
         def delivered(future: asyncio.Future[Any]) -> None:

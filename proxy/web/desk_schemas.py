@@ -191,5 +191,13 @@ class ExplainedOut(Out):
     book_version: str | None
 
 
+class PurgeIn(In):
+    """Which answers; `{}`, or no body at all, is all of them."""
+
+    #: base model id
+    model: ModelId | None = None
+
+
 class PurgedOut(Out):
     deleted: int
+    model: str | None

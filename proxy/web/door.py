@@ -56,10 +56,13 @@ class Door:
         self._body_seconds = body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = _refusal(scope) if scope["type"] == "http" else None
+        if scope["type"] != "http":
+            await self._inner(scope, receive, send)
+            return
+        plainly = scope["raw_path"].startswith(_INFERENCE)
+        refusal = _refusal(scope, plainly)
         if refusal is None:
-            plainly = scope["type"] == "http" and scope["raw_path"].startswith(_INFERENCE)
-            if not plainly and scope["type"] == "http" and _DESK.match(scope["path"]):
+            if not plainly and _DESK.match(scope["path"]):
                 receive = _in_time(receive, self._body_seconds)
             await (self._inference if plainly else self._inner)(scope, receive, send)
             return
@@ -92,12 +95,12 @@ def _in_time(receive: Receive, seconds: float) -> Receive:
     return in_time
 
 
-def _refusal(scope: Scope) -> Refusal | None:
+def _refusal(scope: Scope, plainly: bool) -> Refusal | None:
+    """`plainly`: the raw path is inference, so that its decoded form cannot be the control plane's."""
     why = ambiguity(scope["headers"])
     if why is not None:
         return Invalid(why, reason="ambiguous")
-    path: bytes = scope["raw_path"]
-    if _DESK.match(scope["path"]) and not _PLAIN.match(path):
+    if not plainly and _DESK.match(scope["path"]) and not _PLAIN.match(scope["raw_path"]):
         return NotServed("no such route")
     return None
 

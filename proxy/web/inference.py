@@ -8,11 +8,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from litestar import Response
 
 from proxy.clock import uuid7
+from proxy.deadline import Deadline
 from proxy.errors import Invalid, NotServed, Refusal, TooLarge, Unavailable, UpstreamAnswer
 from proxy.pipeline import Pipeline, Request
 from proxy.web import problems
@@ -85,17 +87,17 @@ class Inference:
         self._pipeline = pipeline
         self._models = models
         self._body_seconds = body_seconds
-        self._inside = 0
+        #: bytes of bodies that came in pieces and whose requests have not ended
         self._held = 0
+        self._inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         raw_path = raw_path_of(scope)
-        wire = wire_of(raw_path)
         connection = Connection(receive, send)
         try:
             await self._serve(scope, raw_path, connection, receive)
         except Refusal as refusal:
-            await self._refuse(wire, refusal, connection)
+            await self._refuse(wire_of(raw_path), refusal, connection)
         except asyncio.CancelledError:
             raise
         except Exception:
@@ -103,22 +105,21 @@ class Inference:
             log.exception("internal error %s", incident)
             if connection.begun:
                 raise  # the server cuts the connection, so a half answer is seen as one
-            await connection.answer(*problems.internal_error(wire, incident))
+            await connection.answer(*problems.internal_error(wire_of(raw_path), incident))
         finally:
             connection.close()
 
     async def _serve(self, scope: Scope, raw_path: bytes, connection: Connection, receive: Receive) -> None:
         headers = _headers(scope["headers"])
-        mine: list[int] = []
+        body = _Body(self, receive, headers)
         request = Request(
             id=uuid7(), endpoint=_no_endpoint, method=scope["method"], raw_path=raw_path,
-            query=scope.get("query_string", b""), raw_headers=scope["headers"], headers=headers,
-            read=lambda limit: self._read(receive, headers, limit, mine),
+            query=scope.get("query_string", b""), raw_headers=scope["headers"], headers=headers, read=body.read,
         )  # fmt: skip
         asked = listed(raw_path) if request.method == "GET" else None
         if asked is not None:
-            body = self._models(request, asked)
-            await connection.answer(200, [(b"content-type", b"application/json")], body)
+            listing = self._models(request, asked)
+            await connection.answer(200, [(b"content-type", b"application/json")], listing)
             return
         request.endpoint = match(request.method, raw_path)
         if self._inside >= self._pipeline.max_calls:
@@ -128,7 +129,7 @@ class Inference:
             await self._pipeline.handle(request, connection)
         finally:
             self._inside -= 1
-            self._held -= sum(mine)
+            self._held -= body.held
 
     async def _refuse(self, wire: Wire, refusal: Refusal, connection: Connection) -> None:
         if connection.begun:
@@ -140,75 +141,105 @@ class Inference:
             status, headers, body = problems.render(wire, refusal)
         await connection.answer(status, headers + refusal.headers, body)
 
-    async def _read(self, receive: Receive, headers: Mapping[str, str], limit: int, mine: list[int]) -> bytes:
-        """The request body. Refuses by Content-Length first, then by what really arrives. `mine` gets the
-        bytes that count as held until the request has ended.
-        """
-        limit = min(limit, HARD_BODY_BYTES)
-        if "content-encoding" in headers and headers["content-encoding"] not in ("", "identity"):
-            raise Invalid("compressed request bodies are not accepted", reason="content_encoding")
-        declared = headers.get("content-length", "")
-        if declared.isdigit() and int(declared) > limit:
-            await self._discard(receive)
-            raise TooLarge(f"the body has {declared} bytes; at most {limit} are accepted")
-        try:
-            async with asyncio.timeout(self._body_seconds):
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise Invalid("the body broke off or was wrongly framed")
-                body: bytes = message.get("body", b"")
-                if not message.get("more_body", False):
-                    return _checked(body, limit)
-                parts, size = [body], len(body)
-                while message.get("more_body", False):
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise Invalid("the body broke off or was wrongly framed")
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    self._held += len(parts[-1])
-                    mine.append(len(parts[-1]))
-                    if self._held > HELD_BYTES and size > LARGE_BYTES:
-                        raise Unavailable(BUSY, reason="overloaded")
-                    if size > limit:
-                        parts.clear()
-                        await self._discard(receive)
-                        raise TooLarge(f"the body has more than {limit} bytes")
-                return b"".join(parts)
-        except TimeoutError:
-            raise Invalid(
-                f"the body did not arrive within {self._body_seconds:g} s", reason="slow_body"
-            ) from None
 
-    async def _discard(self, receive: Receive) -> None:
+class _Body:
+    """The body of one request, read once."""
+
+    __slots__ = ("_headers", "_inference", "_receive", "held")
+
+    def __init__(self, inference: Inference, receive: Receive, headers: Mapping[str, str]) -> None:
+        self._inference = inference
+        self._receive = receive
+        self._headers = headers
+        #: bytes that count as held until the request has ended
+        self.held = 0
+
+    async def read(self, limit: int) -> bytes:
+        """The whole body. Refuses by Content-Length first, then by what really arrives."""
+        limit = min(limit, HARD_BODY_BYTES)
+        if self._headers.get("content-encoding", "") not in {"", "identity"}:
+            raise Invalid("compressed request bodies are not accepted", reason="content_encoding")
+        length = self._headers.get("content-length", "")
+        declared = int(length) if length.isdecimal() else None
+        if declared is not None and declared > limit:
+            await self._discard()
+            raise TooLarge(f"the body has {declared} bytes; at most {limit} are accepted")
+        seconds = self._inference._body_seconds
+        try:
+            with Deadline(seconds):
+                body, more = await self._piece()
+                # the server's parser holds a body to its length, and asking it once more costs 10 µs
+                if more and len(body) != declared:
+                    return await self._rest(body, limit)
+        except TimeoutError:
+            raise Invalid(f"the body did not arrive within {seconds:g} s", reason="slow_body") from None
+        if len(body) > limit:
+            raise TooLarge(f"the body has {len(body)} bytes; at most {limit} are accepted")
+        return body
+
+    async def _piece(self) -> tuple[bytes, bool]:
+        """The next bytes, and whether more follow."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise Invalid("the body broke off or was wrongly framed")
+        return message.get("body", b""), message.get("more_body", False)
+
+    async def _rest(self, first: bytes, limit: int) -> bytes:
+        inference, parts, size, more = self._inference, [first], len(first), True
+        while more:
+            part, more = await self._piece()
+            parts.append(part)
+            size += len(part)
+            self.held += len(part)
+            inference._held += len(part)
+            if inference._held > HELD_BYTES and size > LARGE_BYTES:
+                raise Unavailable(BUSY, reason="overloaded")
+            if size > limit:
+                parts.clear()
+                await self._discard()
+                raise TooLarge(f"the body has more than {limit} bytes")
+        return b"".join(parts)
+
+    async def _discard(self) -> None:
         """Read on without keeping anything: a client that is still sending would see a broken
         connection and not the reason. Bounded; whoever sends more does see it broken.
         """
         left = DISCARDED_BYTES
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._body_seconds):
-                while left > 0:
-                    message = await receive()
-                    left -= len(message.get("body", b""))
-                    if not message.get("more_body", False):
-                        return
-
-
-def _checked(body: bytes, limit: int) -> bytes:
-    if len(body) > limit:
-        raise TooLarge(f"the body has {len(body)} bytes; at most {limit} are accepted")
-    return body
+        with contextlib.suppress(TimeoutError), Deadline(self._inference._body_seconds):
+            while left > 0:
+                message = await self._receive()
+                left -= len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
 
 
 def _headers(raw: list[tuple[bytes, bytes]]) -> dict[str, str]:
+    """The headers that somebody behind the edge reads; signatures are proven over the raw ones."""
     headers: dict[str, str] = {}
     size = 0
     for name, value in raw:
         size += len(name) + len(value)
-        headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        if known := _read_as(name):
+            headers[known] = value.decode("latin-1")
     if size > MAX_HEADER_BYTES:
         raise Invalid("the request's headers are too large")
     return headers
+
+
+#: besides `x-amzn-bedrock-*`: how the body is framed, what is forwarded, what says how to share an answer
+_READ = frozenset(
+    {
+        "accept", "amz-sdk-invocation-id", "amz-sdk-request", "anthropic-beta", "anthropic-version", "cache-control",
+        "content-encoding", "content-length", "content-type", "idempotency-key",
+    }
+)  # fmt: skip
+
+
+@lru_cache(maxsize=128)
+def _read_as(name: bytes) -> str:
+    """A header's name in lower case, "" for one that nobody reads."""
+    known = name.decode("latin-1").lower()
+    return known if known in _READ or known.startswith("x-amzn-bedrock-") else ""
 
 
 def raw_path_of(scope: Scope) -> bytes:

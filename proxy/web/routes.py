@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 from urllib.parse import unquote
 
@@ -93,7 +94,9 @@ def listed(raw_path: bytes) -> str | None:
     return None
 
 
+@lru_cache(maxsize=1024)
 def _match_native(raw_path: bytes) -> Endpoint:
+    """Remembered: clients name few models. What is refused is not."""
     parts = raw_path.split(b"/")
     if len(parts) == 4 and parts[1] == b"model" and parts[2]:
         known = _NATIVE.get(parts[3])

@@ -64,6 +64,15 @@ Models = Annotated[list[ModelId], Meta(min_length=1, max_length=200, description
 Reason = Annotated[str, Meta(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$(?!\n)")]
 Instant = Annotated[datetime, Meta(tz=True)]
 Overrides = Annotated[dict[str, Any], Meta(description="policy fields that differ from the plan's")]
+#: the bank keeps it in 32 bits
+FloorTokens = Annotated[
+    int,
+    Meta(
+        ge=1,
+        le=10_000_000,
+        description="with `on_short` clamp: fewest output tokens an answer is clamped to; below that the call is refused",
+    ),
+]
 Rate = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 
 Period = Literal["day", "week", "month", "total"]
@@ -188,7 +197,7 @@ class LimitIn(In):
     scope: Scope
     requests_per_minute: Rate | None = None
     tokens_per_minute: Rate | None = None
-    burst_seconds: Annotated[int, Meta(ge=1, le=3600)] | None = None
+    burst_seconds: Annotated[int, Meta(ge=1, le=86_400)] | None = None
     concurrency: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
     models: Models | None = None
     mode: Mode | None = None
@@ -197,7 +206,7 @@ class LimitIn(In):
 class LimitPatch(In):
     requests_per_minute: Rate | UnsetType | None = UNSET
     tokens_per_minute: Rate | UnsetType | None = UNSET
-    burst_seconds: Annotated[int, Meta(ge=1, le=3600)] | UnsetType = UNSET
+    burst_seconds: Annotated[int, Meta(ge=1, le=86_400)] | UnsetType = UNSET
     concurrency: Annotated[int, Meta(ge=0, le=1000000)] | UnsetType | None = UNSET
     models: Models | UnsetType | None = UNSET
     mode: Mode | UnsetType = UNSET
@@ -224,6 +233,7 @@ class BudgetIn(In):
     limit_usd: Usd
     models: Models | None = None
     on_short: OnShort = "reject"
+    floor_output_tokens: FloorTokens = 1
     thresholds: Annotated[list[Fraction], Meta(max_length=20)] = field(
         default_factory=lambda: ["0.5", "0.8", "1"]
     )
@@ -232,6 +242,7 @@ class BudgetIn(In):
 class BudgetPatch(In):
     limit_usd: Usd | UnsetType = UNSET
     on_short: OnShort | UnsetType = UNSET
+    floor_output_tokens: FloorTokens | UnsetType = UNSET
     thresholds: Annotated[list[Fraction], Meta(max_length=20)] | UnsetType = UNSET
 
 
@@ -256,6 +267,7 @@ class BudgetOut(Out):
     resets_at: datetime | None
     models: list[str] | None
     on_short: OnShort
+    floor_output_tokens: int
     thresholds: list[str]
     origin: str | None
     created_at: datetime

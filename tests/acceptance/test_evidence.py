@@ -106,6 +106,7 @@ def awaited(read: Callable[[], Any], seconds: float = 20.0) -> Any:
 
 def detail(stack: Proxy, item: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = stack.admin("GET", f"/calls/{item['attempt']}")
+    assert nano(found["cost_usd"]) == sum(nano(entry["amount_usd"]) for entry in found["entries"])
     return found
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from tests.acceptance.test_budget_never_overspent import usd
-from tests.conftest import execute
 from tests.support.stack import LLAMA, Key, Proxy, get_json, nano
 
 SONNET = "anthropic.claude-sonnet-4-20250514-v1:0"
@@ -42,9 +41,8 @@ def ceilings(stack: Proxy, model: str, path: str, body: dict[str, Any]) -> dict[
 
 def clamping(stack: Proxy, key: Key, limit: int, least: int) -> str:
     """A budget that clamps, but to no fewer than `least` output tokens."""
-    budget = str(stack.budget(f"tenant:{key.tenant}", usd(limit), on_short="clamp")["id"])
-    execute(stack.database_url, f"UPDATE budgets SET floor_output_tokens = {least} WHERE id = '{budget}'")
-    return budget
+    made = stack.budget(f"tenant:{key.tenant}", usd(limit), on_short="clamp", floor_output_tokens=least)
+    return str(made["id"])
 
 
 def counts_sent(simulator: Any) -> int:

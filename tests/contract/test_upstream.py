@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from proxy.bedrock.client import AiohttpUpstream
+from proxy.bedrock.client import BedrockUpstream
 from proxy.bedrock.credentials import FixedCredentials
 from proxy.bedrock.signing import parse_authorization, verify
 from proxy.domain.catalogue import Target
@@ -135,7 +135,7 @@ class Split:
         return await (self._nowhere if unreachable else self._there).send(request)
 
 
-@pytest.fixture(params=["aiohttp", "scripted"])
+@pytest.fixture(params=["real", "scripted"])
 async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
     if request.param == "scripted":
         double = ScriptedUpstream(lambda sent: SCRIPTS[sent.path.rsplit("/", 1)[1]])
@@ -144,8 +144,8 @@ async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
     credentials = FixedCredentials("AKIDUPSTREAM", SECRET)
     async with (
         raw_server() as (raw, url),
-        AiohttpUpstream(credentials, endpoint_url=url) as there,
-        AiohttpUpstream(credentials, endpoint_url=f"http://127.0.0.1:{free_port()}") as nowhere,
+        BedrockUpstream(credentials, endpoint_url=url) as there,
+        BedrockUpstream(credentials, endpoint_url=f"http://127.0.0.1:{free_port()}") as nowhere,
     ):
         yield Bench(Split(there, nowhere), lambda: len(raw.seen))
 
@@ -238,7 +238,7 @@ async def test_the_two_time_limits_do_not_mix(bench: Bench) -> None:
 async def test_the_wire_carries_the_raw_path_the_given_headers_and_a_true_signature() -> None:
     async with raw_server() as (raw, url):
         credentials = FixedCredentials("AKIDUPSTREAM", SECRET, "session+token/=")
-        async with AiohttpUpstream(
+        async with BedrockUpstream(
             credentials, endpoint_url=f"{url}/gateway/", now=lambda: 1_795_000_000.0
         ) as upstream:
             (await upstream.send(request("whole"))).close()
@@ -260,7 +260,7 @@ async def test_the_wire_carries_the_raw_path_the_given_headers_and_a_true_signat
 async def test_a_connection_is_used_again_after_a_whole_answer_and_dropped_after_a_part() -> None:
     async with (
         raw_server() as (raw, url),
-        AiohttpUpstream(FixedCredentials("A", "s"), endpoint_url=url) as upstream,
+        BedrockUpstream(FixedCredentials("A", "s"), endpoint_url=url) as upstream,
     ):
         for _ in range(3):
             response = await upstream.send(request("whole"))
@@ -276,7 +276,7 @@ async def test_a_connection_is_used_again_after_a_whole_answer_and_dropped_after
 async def test_no_free_connection_in_time_was_sent_nothing() -> None:
     async with (
         raw_server() as (raw, url),
-        AiohttpUpstream(
+        BedrockUpstream(
             FixedCredentials("A", "s"), endpoint_url=url, connections_max=1, connect_timeout=0.1
         ) as upstream,
     ):
@@ -293,7 +293,7 @@ async def test_a_failed_tls_handshake_was_sent_nothing(tmp_path: Path) -> None:
     served.load_cert_chain(_self_signed(tmp_path))
     async with raw_server(served) as (raw, url):
         secure = url.replace("http:", "https:")
-        async with AiohttpUpstream(FixedCredentials("A", "s"), endpoint_url=secure) as upstream:
+        async with BedrockUpstream(FixedCredentials("A", "s"), endpoint_url=secure) as upstream:
             with pytest.raises(UpstreamFailure) as failure:
                 await upstream.send(request("whole"))
     assert not failure.value.sent
@@ -326,10 +326,10 @@ def _self_signed(directory: Path) -> Path:
 async def test_silent_connections_are_probed() -> None:
     async with (
         raw_server() as (_, url),
-        AiohttpUpstream(FixedCredentials("A", "s"), endpoint_url=url) as upstream,
+        BedrockUpstream(FixedCredentials("A", "s"), endpoint_url=url) as upstream,
     ):
         response = await upstream.send(request("stalled"))
-        transport = response._response.connection.transport  # type: ignore[attr-defined]
+        transport = response._connection._transport  # type: ignore[attr-defined]
         sock = transport.get_extra_info("socket")
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         if hasattr(socket, "TCP_KEEPIDLE"):
@@ -358,12 +358,12 @@ async def test_tollhouse_never_signs_with_its_own_keys(
     aws_environment.setenv("AWS_SECRET_ACCESS_KEY", "x")
     aws_environment.setenv("AWS_ENDPOINT_URL_BEDROCK_RUNTIME", "http://127.0.0.1:9")
     with pytest.raises(ConfigurationError, match="call itself"):
-        await AiohttpUpstream().start()
+        await BedrockUpstream().start()
     with pytest.raises(ConfigurationError):
         FixedCredentials(own, "x")
     async with raw_server() as (raw, url):
         with caplog.at_level(logging.WARNING):
-            async with AiohttpUpstream(endpoint_url=url) as upstream:
+            async with BedrockUpstream(endpoint_url=url) as upstream:
                 (await upstream.send(request("whole"))).close()
         assert own not in raw.seen[0][1]["authorization"]
 
@@ -372,13 +372,13 @@ async def test_no_credentials_is_an_error_on_aws_and_dummies_elsewhere(
     aws_environment: pytest.MonkeyPatch,
 ) -> None:
     with pytest.raises(ConfigurationError, match="No AWS credentials"):
-        await AiohttpUpstream().start()
-    async with raw_server() as (raw, url), AiohttpUpstream(endpoint_url=url) as upstream:
+        await BedrockUpstream().start()
+    async with raw_server() as (raw, url), BedrockUpstream(endpoint_url=url) as upstream:
         (await upstream.send(request("whole"))).close()
         assert len(raw.seen) == 1
 
 
 async def test_a_client_that_was_not_started_sent_nothing() -> None:
     with pytest.raises(UpstreamFailure) as failure:
-        await AiohttpUpstream(FixedCredentials("A", "s")).send(request("whole"))
+        await BedrockUpstream(FixedCredentials("A", "s")).send(request("whole"))
     assert not failure.value.sent

@@ -73,11 +73,14 @@ MUTANTS = (
     ),
     Mutant(
         "records kept in memory", "a record is in the kernel before the next step",
-        (("proxy/recorder.py", "            window[at] = kind\n",
-          ("            _KEPT.append((window, at, kind))\n            if len(_KEPT) > 40:\n"
-          "                for kept, where, what in _KEPT:\n                    if not kept.closed:\n"
-          "                        kept[where] = what\n                _KEPT.clear()\n")),
-         ("proxy/recorder.py", 'SUFFIX = ".flight"\n', 'SUFFIX = ".flight"\n_KEPT: list[tuple[mmap.mmap, int, int]] = []\n')),
+        (("proxy/recorder.py",
+          "            window[at + 1 : end - self._base] = record[1:]\n            window[at] = kind\n",
+          ("            _KEPT.append((window, at, record))\n            if len(_KEPT) > 40:\n"
+          "                for kept, where, what in _KEPT:\n"
+          "                    kept[where : where + len(what)] = what\n                _KEPT.clear()\n")),
+         ("proxy/recorder.py", "            self._window.close()\n        self._window, self._base",
+          "            pass\n        self._window, self._base"),
+         ("proxy/recorder.py", 'SUFFIX = ".flight"\n', 'SUFFIX = ".flight"\n_KEPT: list[tuple[mmap.mmap, int, bytes]] = []\n')),
         ("kills at random",),
     ),
     Mutant(

@@ -1,7 +1,8 @@
 """Reads flight recorder files as a stranger would, from the format alone: it shares no code with the proxy.
 
 Format: a JSON line, then records of one byte of kind (1 opened, 2 sent, 3 done, 4 end), sixteen of attempt id,
-two of payload length (big endian), the payload, four of CRC-32 over all that.
+two of payload length (big endian), the payload, four of CRC-32 over all that. A kind of zero ends them: the
+file is longer than its records, and of one that was not finished everything but its kind may be there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from uuid import UUID
 
 _HEAD = struct.Struct(">B16sH")
+_UNFINISHED_MAX = 1024
 _STATES = {1: "POST", 2: "VOID", 3: "CEILING"}
 
 
@@ -40,7 +42,7 @@ def read(data: bytes) -> list[Remains]:
     json.loads(head)
     seen: dict[UUID, tuple[int, tuple[str, int] | None]] = {}
     at = 0
-    while at < len(body):
+    while at < len(body) and body[at]:
         if at + _HEAD.size > len(body):
             raise ValueError(f"torn at {at} of {len(body)}")
         kind, raw, length = _HEAD.unpack_from(body, at)
@@ -54,13 +56,22 @@ def read(data: bytes) -> list[Remains]:
             done = (_STATES[fields[0]], fields[2])
         seen[attempt] = (max(kind, before), done)
         at = end + 4
+    if any(body[at + _UNFINISHED_MAX :]):
+        raise ValueError(f"something follows the end at {at} of {len(body)}")
     names = {1: "opened", 2: "sent", 3: "done", 4: "end"}
     return [Remains(attempt, names[kind], done) for attempt, (kind, done) in seen.items()]
 
 
+def used(data: bytes) -> int:
+    """Bytes of the header and the records."""
+    return len(data.rstrip(b"\0"))
+
+
 def files_of(pid: int, *, own: bool = False) -> list[Path]:
-    """Flight recorder files that this process holds open: its own, and those of the dead that it recovers."""
-    found = []
+    """Flight recorder files that this process holds open: its own, which it appends to, and those of the dead
+    that it recovers.
+    """
+    found: dict[Path, None] = {}  # a file that is mapped is held twice
     try:
         for link in Path(f"/proc/{pid}/fd").iterdir():
             try:
@@ -70,8 +81,8 @@ def files_of(pid: int, *, own: bool = False) -> list[Path]:
                 )
             except OSError:
                 continue
-            if target.endswith(".flight") and (not own or flags & os.O_ACCMODE == os.O_WRONLY):
-                found.append(Path(target))
+            if target.endswith(".flight") and (not own or flags & os.O_APPEND):
+                found[Path(target)] = None
     except OSError:
         pass
-    return found
+    return list(found)

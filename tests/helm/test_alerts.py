@@ -46,6 +46,8 @@ CALLS = 'tollhouse_calls_total{outcome="POST"}'
 AWAY = 'tollhouse_refusals_total{reason="bank_away"}'
 SPENT = 'tollhouse_refusals_total{reason="budget_spent"}'
 CUT = 'tollhouse_ceilings_total{why="cut"}'
+#: promtool's time begins at 0
+CERTIFICATE = 'tollhouse_certificate_not_after_seconds{surface="all"'
 
 CASES = [
     Case("TollhouseErrorBudgetFast", "2 % refused by us for an hour",
@@ -87,6 +89,10 @@ CASES = [
     Case("TollhouseBankAway", "calls are refused for it", {AWAY: "0+60x10"}, "5m",
          [({}, "Postgres does not answer in time; 1 calls/s are refused")]),
     Case("TollhouseBankAway", "it was away an hour ago", {AWAY: "60x60"}, "50m"),
+    Case("TollhouseRecoveryNeeded", "nobody has accepted the new primary",
+         {'tollhouse_refusals_total{reason="recovery_needed"}': "0+120x10"}, "5m",
+         [({}, "Postgres failed over; 2 calls/s are refused until somebody has looked")]),
+    Case("TollhouseRecoveryNeeded", "accepted", {'tollhouse_refusals_total{reason="recovery_needed"}': "0 240 480x20"}, "10m"),
     Case("TollhouseWorkerAway", "proxies serve, nobody sweeps", {"tollhouse_calls_in_flight": "1x30"}, "20m",
          [({}, "No worker does the background work")]),
     Case("TollhouseWorkerAway", "one worker is there",
@@ -113,6 +119,24 @@ CASES = [
          {'tollhouse_policy_problems{instance="a"}': "0 2x20", 'tollhouse_policy_problems{instance="b"}': "0x20"},
          "10m", [({}, "Changed policy files have 2 errors and are not in force")]),
     Case("TollhousePoliciesNotInForce", "mended", {"tollhouse_policy_problems": "0 2 2 0x20"}, "10m"),
+    Case("TollhouseKeysEnd", "two keys in use end within a week",
+         {'tollhouse_keys_expiring{within="7d"}': "2x100", 'tollhouse_keys_expiring{within="1d"}': "1x100"},
+         "70m", [({}, "2 keys in use end within a week")]),
+    Case("TollhouseKeysEnd", "within a month only",
+         {'tollhouse_keys_expiring{within="7d"}': "0x100", 'tollhouse_keys_expiring{within="30d"}': "3x100"}, "70m"),
+    Case("TollhouseCertificateEndsSoon", "one pod serves an old one", {f'{CERTIFICATE}, instance="a"}}': "1728000x100", f'{CERTIFICATE}, instance="b"}}': "9999999x100"},
+         "70m", [({}, "The certificate that Tollhouse serves ends in 19d 22h 50m 0s")]),
+    Case("TollhouseCertificateEndsSoon", "renewed in time", {f"{CERTIFICATE}}}": "1728000x30 9999999x100"}, "70m"),
+    Case("TollhouseCertificateEndsSoon", "pods that speak no TLS", {"tollhouse_calls_in_flight": "1x100"}, "70m"),
+    Case("TollhouseCertificateEnds", "nobody has renewed it", {f"{CERTIFICATE}}}": "90000x100"},
+         "20m", [({}, "The certificate that Tollhouse serves ends in 1d 0h 40m 0s")]),
+    Case("TollhouseCertificateEnds", "three days are left", {f"{CERTIFICATE}}}": "260000x100"}, "10m"),
+    Case("TollhouseModelEnds", "one that is called ends in three weeks",
+         {'tollhouse_model_end_of_life_seconds{model="old", instance="a"}': "1814400x100", 'tollhouse_model_end_of_life_seconds{model="unused", instance="a"}': "1814400x100",
+          'tollhouse_calls_total{model="old"}': "0+5x100", 'tollhouse_calls_total{model="unused"}': "7x100"},
+         "80m", [({"model": "old"}, "AWS ends old in 20d 22h 40m 0s, and it is still called")]),
+    Case("TollhouseModelEnds", "in half a year",
+         {'tollhouse_model_end_of_life_seconds{model="old"}': "15000000x100", 'tollhouse_calls_total{model="old"}': "0+5x100"}, "80m"),
     Case("TollhousePartitionsShort", "months ahead", {"tollhouse_partition_days_ahead": "100x100"}, "90m"),
 ]  # fmt: skip
 

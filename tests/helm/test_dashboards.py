@@ -8,14 +8,18 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import fromstring
 
 import pytest
 
 from helm.dashboards import all_dashboards, rendered, series, shipped
+from helm.look import page
 from helm.panels import COLUMNS, Dashboard, Panel, Query, dashboard
+from proxy import tls
 from tests.helm.chart import CHART, REPOSITORY, labels, notes, render
 from tests.helm.localpod import free_port
 from tests.helm.prometheus import Prometheus, scraping
@@ -25,6 +29,7 @@ FILES = {path.stem: json.loads(path.read_text()) for path in sorted((CHART / "da
 EACH = [(name, panel) for name, board in FILES.items() for panel in board["panels"]]
 TITLES = [f"{name}: {panel['title']}" for name, panel in EACH]
 #: models of their own, since a target that fails too often is left alone for a while
+CAPACITY = "arn:aws:bedrock:us-east-1:123456789012:provisioned-model/llama31405b0"
 THROTTLED, CUT = "meta.llama3-1-70b-instruct-v1:0", "meta.llama3-1-8b-instruct-v1:0"
 #: Grafana's own names of units that the dashboards use
 UNITS = {"short", "bytes", "reqps", "s", "d", "currencyUSD", "percentunit"}
@@ -132,19 +137,32 @@ def test_the_chart_hands_them_to_the_sidecar(helm_tool: Path) -> None:
 def service(
     database_url: str, redis_url: str, simulator: Any, tmp_path: Path, prometheus_tool: Path
 ) -> Iterator[tuple[Proxy, Prometheus]]:
-    """Proxy, worker and the Prometheus that scrapes both."""
-    ports = {"proxy": free_port(), "worker": free_port()}
-    settings = {"TOLLHOUSE_METRICS_PORT": str(ports["proxy"]), "TOLLHOUSE_WORKERS": "2"}
+    """Proxy, worker, a replica that speaks TLS, and the Prometheus that scrapes all of them."""
+    ports = {"proxy": free_port(), "worker": free_port(), "tls": free_port()}
+    settings = {
+        "TOLLHOUSE_METRICS_PORT": str(ports["proxy"]), "TOLLHOUSE_WORKERS": "2",
+        "TOLLHOUSE_BEDROCK_CONTROL_ENDPOINT_URL": simulator.url,
+    }  # fmt: skip
     proxy = Proxy(database_url, redis_url, simulator.url, tmp_path / "state", settings=settings)
     targets = {job: [f"127.0.0.1:{port}"] for job, port in ports.items()}
     try:
         proxy.start()
         proxy.start("worker", wait=False, TOLLHOUSE_METRICS_PORT=str(ports["worker"]))
+        proxy.start(wait=False, **speaking_tls(tmp_path, ports["tls"]))
         with scraping(prometheus_tool, targets, tmp_path / "prometheus") as prometheus:
-            prometheus.await_targets(2)
+            prometheus.await_targets(3)
             yield proxy, prometheus
     finally:
         proxy.kill()
+
+
+def speaking_tls(folder: Path, metrics_port: int) -> dict[str, str]:
+    made = tls.init(folder / "tls")
+    return {
+        "TOLLHOUSE_PORT": str(free_port()), "TOLLHOUSE_METRICS_PORT": str(metrics_port), "TOLLHOUSE_WORKERS": "1",
+        "TOLLHOUSE_STATE_DIR": str(folder / "tls-state"), "TOLLHOUSE_TLS_CERTIFICATE": str(made.certificate),
+        "TOLLHOUSE_TLS_KEY": str(made.key),
+    }  # fmt: skip
 
 
 @pytest.mark.timeout(180)
@@ -153,6 +171,12 @@ def test_every_panel_answers(service: tuple[Proxy, Prometheus]) -> None:
     with traffic(proxy) as tenant:
         await_series(prometheus, "deriv(tollhouse_budget_settled_nanodollars[1h]) > 0")
         await_series(prometheus, 'tollhouse_calls_total{outcome="CEILING"} > 0')
+        await_series(
+            prometheus, f'rate(tollhouse_provisioned_tokens_total{{target="us-east-1/{CAPACITY}"}}[20s]) > 0'
+        )
+        await_series(prometheus, "min(tollhouse_certificate_not_after_seconds) - time() > 390 * 86400")
+        await_series(prometheus, "rate(tollhouse_authentication_failures_total[20s]) > 0")
+        await_series(prometheus, f'tollhouse_provisioned_units{{target="us-east-1/{CAPACITY}"}} > 0')
         await_series(prometheus, "count_over_time(tollhouse_calls_in_flight[20s]) >= 15")
         problems = [
             f"{name} / {panel['title']}: {problem}"
@@ -161,7 +185,12 @@ def test_every_panel_answers(service: tuple[Proxy, Prometheus]) -> None:
             for target in panel["targets"]
             for problem in examine(prometheus, panel, target, {"namespace": ".*", **chosen})
         ]
+        drawings = [fromstring(page(board, prometheus.url, 60)) for board in FILES.values()]
     assert not problems, "\n".join(problems)
+    for board, drawing in zip(FILES.values(), drawings, strict=True):
+        words = {element.text for element in drawing.iter("{http://www.w3.org/2000/svg}text")}
+        assert {panel["title"] for panel in board["panels"]} <= words
+        assert "none" not in words, f"a panel of {board['title']} is drawn without a figure"
     for board in FILES.values():
         for variable in board["templating"]["list"]:
             if variable["type"] == "query" and variable["name"] != "namespace":
@@ -177,7 +206,7 @@ def examine(
     if answer.seconds > 1.0:
         yield f"took {answer.seconds:.2f} s: {target['expr']}"
     wanted = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
-    if answer.series and "or vector(0)" not in target["expr"]:
+    if answer.series and "or on() vector(0)" not in target["expr"]:
         for found in answer.series:
             if not wanted <= set(found["metric"]):
                 yield f"legend {target['legendFormat']} of {panel['title']} lacks {wanted - set(found['metric'])}"
@@ -207,8 +236,21 @@ class traffic:
         self._stop = threading.Event()
         self._problems: list[BaseException] = []
         self._key, self._poor = proxy.key(), proxy.key()
+        self._buyer = proxy.key(proxy.tenant(overrides={"arns_allowed": [CAPACITY]}))
+        self._await_capacity()
         self._numbers = itertools.count()
         self._threads = [threading.Thread(target=self._run, args=(act,)) for act in self._acts()]
+
+    def _await_capacity(self) -> None:
+        """Until the control plane has said what the ARN runs."""
+        deadline = time.monotonic() + 20
+        path, body = f"/model/{CAPACITY.replace('/', '%2F')}/invoke", {"prompt": "hello", "max_gen_len": 8}
+        while True:
+            status, _, answer = self._proxy.request("POST", path, body, key=self._buyer.bearer_token)
+            if status == 200:
+                return
+            assert time.monotonic() < deadline, answer
+            time.sleep(0.2)
 
     def __enter__(self) -> str:
         self._proxy.budget(f"tenant:{self._key.tenant}", "100")
@@ -244,11 +286,14 @@ class traffic:
             lambda: self._call(self._key, THROTTLED, "[[fault=throttle]]", expect=503),
             lambda: self._call(self._key, CUT, "[[fault=close:2]]", stream=True, cut=True),
             lambda: self._call(self._poor, LLAMA, "Say hello.", expect=400),
+            lambda: self._call(self._buyer, CAPACITY.replace("/", "%2F"), "Say hello."),
             self._nobody,
         ]
 
     def _nobody(self) -> None:
-        assert self._proxy.request("GET", "/v1/models", key="th_live_nobody")[0] in {401, 403}
+        body = {"prompt": "Say hello.", "max_gen_len": 8}
+        status, _, _ = self._proxy.request("POST", f"/model/{LLAMA}/invoke", body, key="th_live_nobody")
+        assert status == 403
 
     def _call(
         self, key: Key, model: str, prompt: str, *, stream: bool = False, cut: bool = False, expect: int = 200

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from typing import Any
 
 import pytest
 import yaml
 
-from proxy.settings import load
+from helm import schema
+from proxy.policyfile.loading import KINDS
+from proxy.settings import Settings, load
 from tests.helm.chart import (
     CHART,
     GATEWAY,
@@ -160,3 +163,38 @@ def test_text_that_looks_like_a_template_stays_text() -> None:
         d for d in render(shape="full").kind("ConfigMap") if d["metadata"]["name"].endswith("-policies")
     ]
     assert "{{ not a template }}" in policies["data"]["plans__default.yaml"]
+
+
+def test_every_kind_of_policy_file_can_be_given() -> None:
+    files = {f"{kind}/own.yaml": f"{kind}: []\n" for kind in KINDS}
+    chart = render({"policies": {"files": files}})
+    [volume] = [
+        v
+        for v in chart.proxy["spec"]["template"]["spec"]["volumes"]
+        if "policies" in str(v.get("configMap", {}).get("name"))
+    ]
+    assert {item["path"] for item in volume["configMap"]["items"]} == set(files)
+    with pytest.raises(Refused):
+        render({"policies": {"files": {"other/own.yaml": "x"}}})
+
+
+def test_every_setting_can_be_given() -> None:
+    """By `config`, by a Secret, or by the values that the chart makes it from."""
+    chart = render(
+        {
+            "config": {name: _some(spec) for name, spec in schema.config()["properties"].items()},
+            "aws": {"endpointUrl": "https://a.example.org", "controlEndpointUrl": "https://b.example.org"},
+            "tls": {"existingSecret": "tls"}, "policies": {"files": {"plans/own.yaml": "plans: []"}},
+            "admin": {"separatePort": True},
+            "secrets": {"previousMasterKey": {"existingSecret": "tollhouse"}},
+        }
+    )  # fmt: skip
+    given = set(environment(container(chart.proxy))) | set(environment(container(chart.find("Job"))))
+    names = {f.name for f in fields(Settings)}
+    assert {n for n in names if f"TOLLHOUSE_{n.upper()}" not in given} == {"surface", "upstream"}
+
+
+def _some(spec: dict[str, Any]) -> Any:
+    if "enum" in spec:
+        return spec["enum"][0]
+    return {"integer": 7, "boolean": True, "string": "x"}[spec["type"]]

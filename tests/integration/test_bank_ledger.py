@@ -10,6 +10,7 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.clock import uuid7
 from proxy.domain.admission import Amendment
@@ -20,7 +21,7 @@ from proxy.ports import MODEL, PRICE, TAGS, TARGET
 from proxy.postgres.bank import PostgresBank
 from proxy.postgres.engine import check_server, create_engine, normalized
 from proxy.postgres.labels import PostgresLabels
-from proxy.postgres.ledger import CallFilter, PostgresLedger
+from proxy.postgres.ledger import CallFilter, EntryRecord, PostgresLedger
 from tests.contract.bank_twin import Caller, PostgresWorld, at_ceiling, post, void
 
 LLAMA = "meta.llama3-1-405b-instruct-v1:0"
@@ -153,6 +154,31 @@ async def test_a_budget_says_what_is_left_and_an_amendment_gives_back(world: Pos
     ]
     assert (await ledger.standings([budget]))[budget].settled == 30
     assert await ledger.violations() == []
+
+
+async def test_a_call_and_its_entries_are_of_one_moment(world: PostgresWorld) -> None:
+    """A refund that is written between the two questions is in neither answer, or in both."""
+    caller = await world.caller()
+    attempt = caller.attempt(100)
+    await world.bank.admit(attempt)
+    await world.bank.settle(at_ceiling(attempt))
+
+    class Interrupted(PostgresLedger):
+        async def entries(self, attempt: UUID, *, on: AsyncConnection | None = None) -> list[EntryRecord]:
+            refund = Amendment(
+                attempt=attempt, kind=EntryKind.REFUND, amount=-70, upstream_amount=-70, why=Why.LOG,
+                evidence="log/1",
+            )  # fmt: skip
+            await world.bank.amend([refund])
+            return await super().entries(attempt, on=on)
+
+    for ledger, cost in ((Interrupted(world.engine), 100), (PostgresLedger(world.engine), 30)):
+        found = await ledger.call_with_entries(attempt.attempt, tenant=caller.tenant)
+        assert found is not None
+        call, entries = found
+        assert call.cost == sum(entry.amount for entry in entries) == cost
+    assert await PostgresLedger(world.engine).call_with_entries(uuid7()) is None
+    assert await PostgresLedger(world.engine).call_with_entries(attempt.attempt, tenant=uuid7()) is None
 
 
 async def test_invariants_name_what_was_tampered_with(world: PostgresWorld) -> None:

@@ -39,17 +39,17 @@ async def test_replies_belong_to_their_commands(client):
     assert await asyncio.gather(*futures) == [str(i).encode() for i in range(2_000)]
 
 
-async def test_commands_of_one_turn_leave_in_one_write(client, monkeypatch):
+async def test_commands_of_one_turn_leave_in_one_write(client):
     await client.submit("PING")
-    connection = client._link._connection
+    writer = client._link._writer
     writes: list[int] = []
-    send = connection.send_packed_command
 
-    async def counted(batch, **kwargs):
-        writes.append(len(batch))
-        await send(batch, **kwargs)
+    class Counted:
+        def write(self, data: bytes) -> None:
+            writes.append(data.count(b"PING"))
+            writer.write(data)
 
-    monkeypatch.setattr(connection, "send_packed_command", counted)
+    client._link._writer = Counted()
     await asyncio.gather(*(client.submit("PING") for _ in range(100)))
     assert writes == [100]
 

@@ -9,39 +9,19 @@ import pytest
 import redis as redis_client
 
 from proxy.domain.bucket import Charge, Lease, Spend
-from proxy.embedded import Valkey
 from proxy.redis.client import ClusterClient, RedisAway, connect
 from proxy.redis.limiter import RedisLimiter
 from proxy.redis.signals import Hint, Hints
+from tests.support.valkeys import cluster, cluster_url
 
 LIMIT = UUID(int=21)
 TENANTS = [UUID(int=i) for i in range(100, 112)]
-HALVES = (("0", "8191"), ("8192", "16383"))
 
 
 @pytest.fixture
 def masters(server_dir: Path, free_port):
-    buses = [free_port(), free_port()]
-    servers = [
-        Valkey.start(
-            server_dir / f"cluster-{uuid4().hex[:8]}",
-            with_password=False,
-            settings={"cluster-enabled": "yes", "cluster-port": str(bus), "cluster-node-timeout": "1500"},
-        )
-        for bus in buses
-    ]
-    clients = [redis_client.Redis.from_url(server.url) for server in servers]
-    for client, half in zip(clients, HALVES, strict=True):
-        client.execute_command("CLUSTER ADDSLOTSRANGE", *half)
-    clients[0].execute_command("CLUSTER MEET", "127.0.0.1", str(servers[1].port), str(buses[1]))
-    began = time.monotonic()
-    while any("ok" not in str(c.execute_command("CLUSTER INFO")["cluster_state"]) for c in clients):
-        assert time.monotonic() - began < 15, "the cluster did not form"
-        time.sleep(0.05)
-    yield servers
-    for client, server in zip(clients, servers, strict=True):
-        client.close()
-        server.stop()
+    with cluster(server_dir, free_port, 2) as servers:
+        yield servers
 
 
 def spend(tenant: UUID) -> Spend:
@@ -58,7 +38,7 @@ def spend(tenant: UUID) -> Spend:
 
 
 async def test_limits_of_many_tenants_over_both_masters(masters):
-    client = connect(masters[0].url.replace("redis://", "redis+cluster://").removesuffix("/0"), timeout_s=2.0)
+    client = connect(cluster_url(masters[0]), timeout_s=2.0)
     assert isinstance(client, ClusterClient)
     async with RedisLimiter(client) as limiter:
         calls = [spend(tenant) for tenant in TENANTS for _ in range(12)]

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs
 import boto3
 import pytest
 
-from proxy.bedrock.client import AiohttpUpstream
+from proxy.bedrock.client import BedrockUpstream
 from proxy.bedrock.credentials import FixedCredentials
 from proxy.bedrock.roles import RENEW_SECONDS, SESSION_SECONDS, TenantRoles
 from proxy.domain.catalogue import Target
@@ -112,7 +112,7 @@ async def test_no_session_means_nothing_is_sent(sts):
         target=Target(model="m", model_id="m", region="us-east-1"), method="POST", path="/model/m/invoke", headers={},
         body=b"{}", first_byte_timeout=1, read_timeout=1, tenant="acme",
     )  # fmt: skip
-    async with AiohttpUpstream(FixedCredentials("A", "s"), endpoint_url=sts.url, roles=held) as upstream:
+    async with BedrockUpstream(FixedCredentials("A", "s"), endpoint_url=sts.url, roles=held) as upstream:
         with pytest.raises(UpstreamFailure) as failed:
             await upstream.send(request)
     assert failed.value.sent is False

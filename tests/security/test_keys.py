@@ -20,7 +20,7 @@ from proxy.directory import Directory
 from proxy.domain.policy import Policy
 from proxy.domain.roster import CredentialRow, KeyRow, Roster, TenantRow
 from proxy.errors import Unauthenticated
-from proxy.keys import Keyring, Minted, checksum
+from proxy.keys import Keyring, Mac, Minted, checksum
 from proxy.web.auth import KeyAuthenticator
 from tests.security.raw import BODY, INVOKE, connect, hear
 from tests.support.stack import Key, Proxy
@@ -141,13 +141,13 @@ async def _authenticator() -> tuple[KeyAuthenticator, Keyring, Minted]:
 
 async def test_a_typo_costs_no_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     authenticator, _, minted = await _authenticator()
-    asked: list[str] = []
+    asked: list[bytes] = []
 
-    def digest(_key: bytes, _text: bytes, kind: str) -> bytes:
-        asked.append(kind)
+    def digest(_: Mac, message: bytes) -> bytes:
+        asked.append(message)
         return b"x" * 32
 
-    monkeypatch.setattr("proxy.keys.hmac.digest", digest)
+    monkeypatch.setattr(Mac, "digest", digest)
     for wrong in (minted.token[:-1] + "~", minted.token[:-1], minted.token.swapcase(), "x", ""):
         with pytest.raises(Unauthenticated):
             authenticator.present("POST", b"/", b"", [(b"authorization", b"Bearer " + wrong.encode())])

@@ -96,6 +96,32 @@ async def test_an_item_that_timed_out_while_it_waited_is_never_sent() -> None:
     assert counter.batches == [[1], [3]]
 
 
+async def test_each_item_has_a_time_of_its_own() -> None:
+    counter = Counter()
+    counter.gate.clear()
+    batcher = Batcher(counter.send)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+
+    async def ended(timeout_s: float | None) -> tuple[str, float]:
+        try:
+            await batcher.submit(1, timeout_s=timeout_s)
+        except TimeoutError:
+            return "timeout", loop.time() - began
+        return "answer", loop.time() - began
+
+    waits = [0.15, 0.05, 30.0, None, 0.1]  # a shorter one after a longer, and those that get their answer
+    tasks = [asyncio.create_task(ended(seconds)) for seconds in waits]
+    await asyncio.wait([tasks[0], tasks[1], tasks[4]])
+    counter.gate.set()
+    results = await asyncio.gather(*tasks)
+
+    assert [how for how, _ in results] == ["timeout", "timeout", "answer", "answer", "timeout"]
+    assert results[1][1] < results[4][1] < results[0][1]
+    assert all(results[i][1] >= (waits[i] or 0) - 0.005 for i in (0, 1, 4))
+    assert not batcher._waits._entries
+
+
 async def test_a_caller_who_leaves_while_away_does_not_disturb_the_others() -> None:
     counter = Counter()
     counter.gate.clear()

@@ -25,7 +25,7 @@ ARGUED: dict[str, str] = {
 PURE = {"domain"}
 PORTS = PURE | {"errors", "ports"}
 # Mechanisms without a policy of their own: they know no database, no Bedrock and no web.
-MECHANISMS = {"batcher", "clock", "failpoints", "keys"}
+MECHANISMS = {"batcher", "clock", "deadline", "failpoints", "keys", "tally"}
 CORE = {
     "answer",
     "breaker",
@@ -45,7 +45,9 @@ CORE = {
     "ruling",
     "settler",
     "sharing",
+    "sites",
     "telemetry",
+    "throughputs",
 }
 ADAPTER = PORTS | MECHANISMS
 ARROWS: dict[str, set[str]] = {
@@ -53,6 +55,8 @@ ARROWS: dict[str, set[str]] = {
     "domain": {"errors"},
     "ports": PURE | {"errors"},
     "clock": set(),
+    "deadline": set(),
+    "tally": set(),
     "batcher": PORTS | {"clock"},
     "keys": PORTS | {"clock"},
     "failpoints": {"errors"},

@@ -1,6 +1,7 @@
 """Shapes, digests and sealing of issued credentials."""
 
 import base64
+import hmac
 import re
 import string
 from uuid import UUID, uuid4
@@ -182,6 +183,23 @@ def test_environment_word_is_checked(environment: str) -> None:
 
 def test_labels_part_the_uses_of_the_master_key(keyring: Keyring) -> None:
     generation = keyring._current
-    assert len({generation.pepper, generation.admin_pepper, MASTER}) == 3
+    assert (
+        len(
+            {generation.pepper.digest(b""), generation.admin_pepper.digest(b""), keys.Mac(MASTER).digest(b"")}
+        )
+        == 3
+    )
     assert generation.id == Keyring(MASTER)._current.id != Keyring(OTHER)._current.id
     assert 0 <= keyring.generation < 2**15
+
+
+@given(st.binary(max_size=64), st.binary(max_size=300))
+def test_a_prepared_mac_is_hmac_sha256(key: bytes, message: bytes) -> None:
+    mac = keys.Mac(key)
+    assert mac.digest(message) == hmac.digest(key, message, "sha256")
+    assert mac.digest(message) == hmac.digest(key, message, "sha256"), "it may be used again"
+
+
+def test_a_mac_takes_no_key_that_would_have_to_be_hashed() -> None:
+    with pytest.raises(ValueError, match="longer"):
+        keys.Mac(bytes(65))

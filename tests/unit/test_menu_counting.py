@@ -101,7 +101,7 @@ def test_a_call_under_other_than_the_usual_terms_tells_them_to_the_log(book):
     plain, dear = offer(book, NOVA), offer(book, NOVA, serviceTier={"type": "priority"})
     pairs = []
     for one in (plain, dear):
-        request = one.leg(one.route.targets[0]).request(uuid7())
+        request = Menu([one], Breakers()).legs()[0].request(uuid7())
         pairs.append(orjson.loads(request.body)["requestMetadata"])
     assert TERMS_TAG not in pairs[0]
     assert pairs[1][TERMS_TAG] == "priority/standard/5m"

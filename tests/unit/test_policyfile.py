@@ -66,6 +66,18 @@ class TestPackaged:
         assert own == plan.limits_for(TENANT, PROJECT, KEY)
         assert not POLICIES.effective("team", None, None, ()).allows("anthropic.claude-opus-5")
 
+    def test_a_budget_template_says_how_far_answers_are_clamped(self, tmp_path):
+        folder = tmp_path / "policies"
+        shutil.copytree(policyfile.directory(), folder)
+        plan = folder / "plans" / "careful.yaml"
+        budget = '{scope: key, period: day, limit_usd: "5", on_short: clamp, floor_output_tokens: %s}'
+        plan.write_text(f"plan: careful\nbudgets:\n  - {budget % 64}\n  - {budget % 'null'}\n")
+        given, absent = policyfile.load(folder).plan("careful").budgets
+        assert (given.on_short, given.floor_output_tokens, absent.floor_output_tokens) == ("clamp", 64, 1)
+        plan.write_text(f"plan: careful\nbudgets:\n  - {budget % 0}\n")
+        [problem] = policyfile.check(folder)
+        assert "0 is outside 1 to 10000000" in str(problem)
+
     def test_capacity_prices_are_kept_for_reports(self):
         kinds = [price.kind for price in POLICIES.capacity]
         assert [kinds.count(kind) for kind in ("provisioned", "reserved", "custom_model_units")] == [

@@ -9,6 +9,7 @@ covered by an `Allowance`.
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -214,10 +215,7 @@ def guard(terms: Terms, identifier: Any) -> None:
 
 
 METADATA_PAIRS_MAX = 16
-METADATA_CHARACTERS_MAX = 256
-_METADATA_CHARACTERS = frozenset(
-    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 \t\n\r\f\v:_@$#=/+,-."
-)
+_METADATA_TEXT = re.compile(r"[a-zA-Z0-9 \t\n\r\f\v:_@$#=/+,.-]{1,256}")
 
 
 def metadata_of(value: Any) -> tuple[tuple[str, str], ...]:
@@ -232,7 +230,7 @@ def metadata_of(value: Any) -> tuple[tuple[str, str], ...]:
 
 
 def metadata_text(text: str) -> bool:
-    return 1 <= len(text) <= METADATA_CHARACTERS_MAX and _METADATA_CHARACTERS.issuperset(text)
+    return _METADATA_TEXT.fullmatch(text) is not None
 
 
 def _metadata_header(value: str) -> Any:

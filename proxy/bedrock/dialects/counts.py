@@ -53,21 +53,24 @@ def optional(report: Mapping[str, Any], name: str) -> int:
 
 def from_headers(headers: Mapping[str, str], *, output: bool) -> Usage | None:
     """The token-count headers, None when they are missing or no counts. `output`: must be told."""
-    read = headers.get(INPUT)
-    if read is None or (output and OUTPUT not in headers):
+    get = headers.get
+    read, written = get(INPUT), get(OUTPUT)
+    if read is None or (output and written is None):
         return None
     try:
         return Usage(
             input_tokens=_digits(read),
-            output_tokens=_digits(headers.get(OUTPUT, "0")),
-            cache_read_tokens=_digits(headers.get(CACHE_READ, "0")),
-            cache_write_5m_tokens=_digits(headers.get(CACHE_WRITE, "0")),
+            output_tokens=_digits(written),
+            cache_read_tokens=_digits(get(CACHE_READ)),
+            cache_write_5m_tokens=_digits(get(CACHE_WRITE)),
         )
     except NonsenseError:
         return None
 
 
-def _digits(text: str) -> int:
+def _digits(text: str | None) -> int:
+    if text is None:
+        return 0
     if not (text.isascii() and text.isdigit() and len(text) <= 10):
         raise NonsenseError
     return count(int(text))

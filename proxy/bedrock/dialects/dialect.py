@@ -202,4 +202,4 @@ def lowered(body: dict[str, Any], paths: tuple[Path, ...], limit: int) -> dict[s
 
 def _is_null(body: Mapping[str, Any], path: Path) -> bool:
     inner = at(body, path[:-1]) if len(path) > 1 else body
-    return isinstance(inner, Mapping) and path[-1] in inner
+    return type(inner) is dict and path[-1] in inner

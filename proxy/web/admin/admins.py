@@ -32,7 +32,12 @@ class AdminDesk:
         async with self.office.store.writing() as db:
             tenant = None if body.tenant is None else (await db.get_tenant(body.tenant)).id
             made = await db.insert_admin(
-                ident=uuid7(), name=body.name, role=body.role, tenant=tenant, digest=minted.digest
+                ident=uuid7(),
+                name=body.name,
+                role=body.role,
+                tenant=tenant,
+                digest=minted.digest,
+                pepper_id=minted.pepper_id,
             )
             await record(db, who, "admin.create", f"admin:{made.id}", after=_out(made))
         out = _out(made)

@@ -56,6 +56,7 @@ class BudgetDesk:
             limit_nano=_money("limit_usd", body.limit_usd),
             models=self.office.known_models(body.models),
             on_short=body.on_short,
+            floor_output_tokens=body.floor_output_tokens,
             thresholds=_thresholds(body.thresholds),
         )
         async with self.office.store.writing() as db:
@@ -183,6 +184,7 @@ def budget_out(row: BudgetRecord) -> BudgetOut:
         resets_at=utc_or_none(row.ends_at),
         models=row.models,
         on_short=cast("OnShort", row.on_short),
+        floor_output_tokens=row.floor_output_tokens,
         thresholds=row.thresholds,
         origin=row.origin,
         created_at=utc(row.created_at),
@@ -228,7 +230,7 @@ class BudgetController(Controller):
     async def read(self, desk_of_budgets: BudgetDesk, who: Principal, ident: UUID) -> Response[BudgetOut]:
         return shown(*await desk_of_budgets.read(who, ident))
 
-    @patch("/{ident:uuid}", summary="Change a budget: limit, thresholds, on_short")
+    @patch("/{ident:uuid}", summary="Change a budget: limit, thresholds, on_short, its floor")
     async def change(
         self,
         desk_of_budgets: BudgetDesk,

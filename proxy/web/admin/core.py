@@ -14,6 +14,7 @@ from litestar import Response
 from litestar.params import Parameter
 from msgspec import UNSET, Struct
 
+from proxy.advice import ModelAdvice
 from proxy.domain.catalogue import Model
 from proxy.domain.control import VersionError
 from proxy.keys import Keyring
@@ -65,8 +66,18 @@ class Policies(Protocol):
 class Answers(Protocol):
     """Cached answers (see `proxy.ports`)."""
 
-    async def purge(self, tenant: UUID) -> int:
-        """Delete everything cached for a tenant; returns how many. Raises `Unavailable`."""
+    async def purge(self, tenant: UUID, model: str | None = None) -> int:
+        """Delete what is cached for a tenant, of one base model or of all; returns how many answers.
+        Raises `Unavailable`.
+        """
+        ...
+
+
+class Advisor(Protocol):
+    """What was measured of prompts' beginnings (see `proxy.advice`)."""
+
+    async def report(self, tenant: UUID) -> list[ModelAdvice] | None:
+        """The last day's models, the best saving first; None while nobody can be asked."""
         ...
 
 
@@ -79,6 +90,7 @@ class Office:
     policies: Callable[[], Policies]
     clock: Callable[[], float]
     cache: Callable[[], Answers]
+    advice: Callable[[], Advisor]
     #: errors of changed policy files that are not in force
     policy_problems: Callable[[], Sequence[object]] = tuple
     #: webhooks may be there though it is not public (`domain.delivery.Network`, which is a union that the

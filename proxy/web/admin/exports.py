@@ -66,7 +66,6 @@ def _charge(row: Mapping[str, Any], zone: ZoneInfo, model: Model | None) -> dict
     tokens = sum(row[name] for name in _TOKENS)
     quantity, unit = (tokens, "Tokens") if tokens else (row["attempts"], "Requests")
     price = _decimal(Decimal(row["cost"]).scaleb(-9) / quantity)
-    # readers take a column of whole numbers for integers, a type that FOCUS does not have
     counted = f"{quantity}.0"
     region, _, place = row["target"].partition("/")
     first = day.replace(day=1)
@@ -110,4 +109,6 @@ def _next_month(first: dt.date) -> dt.date:
 
 
 def _decimal(value: Decimal) -> str:
-    return f"{value:.18f}".rstrip("0").rstrip(".") or "0"
+    """With a point always: readers take a column of whole numbers for integers, a type FOCUS does not have."""
+    whole, _, part = f"{value:.18f}".partition(".")
+    return f"{whole}.{part.rstrip('0') or '0'}"

@@ -11,7 +11,7 @@ from litestar.openapi.spec import Components, SecurityScheme
 
 from proxy import __version__
 from proxy.web.admin.problems import MEDIA_TYPE
-from proxy.web.schemas import ProblemOut
+from proxy.web.schemas import In, ProblemOut
 
 _REF = "#/components/schemas/{name}"
 _ABOUT = (
@@ -38,13 +38,17 @@ def document(*routers: Router) -> dict[str, Any]:
     schemas = made["components"]["schemas"]
     for name in [name for name in schemas if name.startswith("Page_")]:
         schemas[_page(name)] = schemas.pop(name) | {"title": _page(name)}
-    _, ours = msgspec.json.schema_components([ProblemOut], ref_template=_REF)
+    # msgspec reads the bodies, so it knows best what they may be: what is refused, items of lists included
+    bodies = [body for body in In.__subclasses__() if body.__name__ in schemas]
+    _, ours = msgspec.json.schema_components([ProblemOut, *bodies], ref_template=_REF)
     schemas.update(ours)
     result: dict[str, Any] = _renamed(made)
     for operations in result["paths"].values():
-        for operation in operations.values():
+        for method, operation in operations.items():
             _tell_errors(operation["responses"])
             _tell_files(operation)
+            if "requestBody" in operation:
+                _tell_body(operation, method, result["components"]["schemas"])
     return result
 
 
@@ -68,6 +72,15 @@ def _tell_files(operation: dict[str, Any]) -> None:
     """Whatever takes a `format` answers with files too."""
     if any(parameter["name"] == "format" for parameter in operation.get("parameters", [])):
         operation["responses"]["200"]["content"]["text/csv"] = {"schema": {"type": "string"}}
+
+
+def _tell_body(operation: dict[str, Any], method: str, schemas: dict[str, Any]) -> None:
+    """An absent body is `{}`; a change names something."""
+    body = operation["requestBody"]
+    schema = schemas[body["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]]
+    body["required"] = bool(schema.get("required")) or method == "patch"
+    if method == "patch":
+        schema["minProperties"] = 1
 
 
 def _tell_errors(responses: dict[str, Any]) -> None:

@@ -22,9 +22,10 @@ from proxy.keys import Keyring
 from proxy.web.admin import problems
 from proxy.web.admin.access import AdminAuthenticator, Gate, Principal
 from proxy.web.admin.admins import AdminController, AdminDesk, OidcAdmins, PostgresAdmins
+from proxy.web.admin.advice import AdviceController, AdviceDesk
 from proxy.web.admin.budgets import BudgetController, BudgetDesk
 from proxy.web.admin.calls import CallController, CallDesk, RecordController
-from proxy.web.admin.core import Answers, Office, Policies
+from proxy.web.admin.core import Advisor, Answers, Office, Policies
 from proxy.web.admin.corrections import CorrectionController, CorrectionDesk
 from proxy.web.admin.idempotency import KeepAnswers, claim
 from proxy.web.admin.keys import KeyController, KeyDesk
@@ -98,6 +99,8 @@ class AdminDeps(Protocol):
     @property
     def cache(self) -> Answers: ...
     @property
+    def prefixes(self) -> Advisor: ...
+    @property
     def directory(self) -> Freshness: ...
     @property
     def authenticator(self) -> KeyAuthenticator: ...
@@ -121,6 +124,7 @@ class _Building:
             policies=lambda: deps.policies,
             clock=self._clock,
             cache=lambda: deps.cache,
+            advice=lambda: deps.prefixes,
             policy_problems=lambda: deps.policy_files.problems,
             networks=_networks(deps.settings),
         )
@@ -188,6 +192,7 @@ def _admin_router(building: _Building | None) -> Router:
         "desk_of_budgets": BudgetDesk,
         "desk_of_calls": CallDesk,
         "desk_of_reports": ReportDesk,
+        "desk_of_advice": AdviceDesk,
         "desk_of_statements": StatementDesk,
         "desk_of_webhooks": WebhookDesk,
         "desk_of_policies": PolicyDesk,
@@ -199,7 +204,7 @@ def _admin_router(building: _Building | None) -> Router:
         path=PREFIX,
         route_handlers=[
             TenantController, KeyController, LimitController, BudgetController, CallController,
-            RecordController, ReportController, StatementController, WebhookController, AlertController, PolicyController,
+            RecordController, ReportController, AdviceController, StatementController, WebhookController, AlertController, PolicyController,
             TransferController, CorrectionController,
             AdminController, openapi, nowhere,
         ],

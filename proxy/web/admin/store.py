@@ -205,7 +205,7 @@ class Session(DeskSession, Protocol):
     # -- Administrators -------------------------------------------------------------------
 
     async def insert_admin(
-        self, *, ident: UUID, name: str, role: str, tenant: UUID | None, digest: bytes
+        self, *, ident: UUID, name: str, role: str, tenant: UUID | None, digest: bytes, pepper_id: int
     ) -> AdminRecord: ...
 
     async def get_admin(self, ident: UUID) -> AdminRecord:
@@ -290,11 +290,13 @@ class Store(Protocol):
         """Newest first; `before` is the last attempt of the page before."""
         ...
 
-    async def call(self, attempt: UUID, *, tenant: UUID | None) -> CallRecord | None:
-        """One attempt, when it is `tenant`'s (or anybody's, for None)."""
+    async def call(
+        self, attempt: UUID, *, tenant: UUID | None
+    ) -> tuple[CallRecord, list[EntryRecord]] | None:
+        """One attempt, when it is `tenant`'s (or anybody's, for None), with every entry about its money, the
+        terminal one first: both of one moment.
+        """
         ...
-
-    async def entries(self, attempt: UUID) -> list[EntryRecord]: ...
 
     async def spend(
         self, group_by: Sequence[str], where: CallFilter, *, zone: str, limit: int

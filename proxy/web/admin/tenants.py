@@ -30,8 +30,8 @@ from proxy.web.admin.core import (
 )
 from proxy.web.admin.problems import invalid
 from proxy.web.admin.store import Session
-from proxy.web.desk_schemas import PurgedOut
-from proxy.web.schemas import NothingIn, ProjectIn, ProjectOut, TenantIn, TenantOut, TenantPatch
+from proxy.web.desk_schemas import PurgedOut, PurgeIn
+from proxy.web.schemas import ProjectIn, ProjectOut, TenantIn, TenantOut, TenantPatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +98,18 @@ class TenantDesk:
         with contextlib.suppress(Unavailable):  # what is cached for a tenant without keys only ages
             await self.office.cache().purge(before.id)
 
-    async def purge(self, who: Principal, slug: str) -> PurgedOut:
-        """Forget every cached answer of a tenant. Raises `Unavailable` when the cache does not answer."""
+    async def purge(self, who: Principal, slug: str, body: PurgeIn) -> PurgedOut:
+        """Forget a tenant's cached answers, of one base model or of all. Raises `Unavailable` when the
+        cache does not answer.
+        """
         async with self.office.store.reading() as db:
             tenant = await own_tenant(db, who, slug)
-        deleted = await self.office.cache().purge(tenant.id)
+        if body.model is not None:
+            self.office.known_models([body.model], "model")
+        out = PurgedOut(deleted=await self.office.cache().purge(tenant.id, body.model), model=body.model)
         async with self.office.store.writing() as db:
-            await record(db, who, "cache.purge", f"tenant:{slug}", after=PurgedOut(deleted=deleted))
-        return PurgedOut(deleted=deleted)
+            await record(db, who, "cache.purge", f"tenant:{slug}", after=out)
+        return out
 
     async def create_project(self, who: Principal, slug: str, body: ProjectIn) -> tuple[ProjectOut, int]:
         async with self.office.store.writing() as db:
@@ -230,15 +234,15 @@ class TenantController(Controller):
     ) -> None:
         await desk_of_tenants.delete(who, tenant, expected(if_match))
 
-    @post("/{tenant:str}/cache/purge", status_code=200, summary="Forget every cached answer of a tenant")
+    @post("/{tenant:str}/cache/purge", status_code=200, summary="Forget a tenant's cached answers")
     async def purge(
         self,
         desk_of_tenants: TenantDesk,
         who: Principal,
         tenant: str,
-        data: NothingIn,  # noqa: ARG002 (it refuses fields)
+        data: PurgeIn,
     ) -> PurgedOut:
-        return await desk_of_tenants.purge(who, tenant)
+        return await desk_of_tenants.purge(who, tenant, data)
 
     @post("/{tenant:str}/projects", summary="Make a project")
     async def create_project(

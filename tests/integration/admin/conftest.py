@@ -15,6 +15,7 @@ from litestar.exceptions import HTTPException
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from proxy.advice import ModelAdvice
 from proxy.bedrock.inbound import InboundSignatures
 from proxy.directory import Directory
 from proxy.domain.catalogue import Model
@@ -96,14 +97,24 @@ class Policies:
 
 
 class Cache:
-    """Counts purges of a cache with two answers."""
+    """Counts purges of a cache with two answers, one of them of the first model."""
 
     def __init__(self) -> None:
-        self.purged: list[UUID] = []
+        self.purged: list[tuple[UUID, str | None]] = []
 
-    async def purge(self, tenant: UUID) -> int:
-        self.purged.append(tenant)
-        return 2
+    async def purge(self, tenant: UUID, model: str | None = None) -> int:
+        self.purged.append((tenant, model))
+        return 2 if model is None else 1
+
+
+class Advisor:
+    """What workers measured of each tenant; None when Redis is away."""
+
+    def __init__(self) -> None:
+        self.found: dict[UUID, list[ModelAdvice]] | None = {}
+
+    async def report(self, tenant: UUID) -> list[ModelAdvice] | None:
+        return None if self.found is None else self.found.get(tenant, [])
 
 
 class Admin:
@@ -195,6 +206,7 @@ async def deps(engine: AsyncEngine) -> AsyncIterator[Any]:
         keyring=keyring,
         policies=policies,
         cache=Cache(),
+        prefixes=Advisor(),
         policy_files=SimpleNamespace(problems=()),
         directory=directory,
         authenticator=KeyAuthenticator(directory, InboundSignatures(time.time)),

@@ -26,7 +26,7 @@ BUDGET = {
         "reserved_usd",
     ),
     *("overrun_usd", "remaining_usd", "period_start", "resets_at", "models", "on_short", "thresholds"),
-    *("origin", "created_at"),
+    *("floor_output_tokens", "origin", "created_at"),
 }
 MODEL = "meta.llama-a-v1:0"
 
@@ -62,6 +62,18 @@ def posted(attempt: Attempt, cost: int) -> Settlement:
     return Settlement(
         attempt=attempt.attempt, state=State.POST, why=Why.USAGE, cost=cost, upstream_cost=cost, status=200
     )
+
+
+async def test_the_floor_of_clamped_answers_is_set_and_changed(admin, refused) -> None:
+    await admin.tenant()
+    body = {"scope": "tenant:acme", "period": "month", "limit_usd": "1", "on_short": "clamp"}
+    plain = await admin.post("/budgets", body | {"period": "day"})
+    made = await admin.post("/budgets", body | {"floor_output_tokens": 64})
+    assert (plain["floor_output_tokens"], made["floor_output_tokens"]) == (1, 64)
+    changed = await admin.patch(f"/budgets/{made['id']}", {"floor_output_tokens": 200})
+    assert (changed["floor_output_tokens"], changed["on_short"]) == (200, "clamp")
+    for wrong in (0, -1, 10_000_001, 2**40, "64", 1.5, None):
+        refused(await admin.ask("PATCH", f"/budgets/{made['id']}", {"floor_output_tokens": wrong}), 400)
 
 
 async def test_a_budget_shows_the_banks_row(admin, engine, bank) -> None:

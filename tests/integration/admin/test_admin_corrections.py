@@ -181,6 +181,11 @@ async def test_a_deleted_tenant_leaves_its_money_and_nothing_that_tells_who_it_w
 
 
 async def test_a_tenants_cache_is_purged(admin, deps, key, refused) -> None:
-    assert await admin.post("/tenants/acme/cache/purge") == {"deleted": 2}
+    assert await admin.post("/tenants/acme/cache/purge") == {"deleted": 2, "model": None}
+    one = {"model": "meta.llama-a-v1:0"}
+    assert await admin.post("/tenants/acme/cache/purge", one) == {"deleted": 1} | one
+    assert [model for _, model in deps.cache.purged] == [None, "meta.llama-a-v1:0"]
+    refused(await admin.ask("POST", "/tenants/acme/cache/purge", {"model": "meta.llama-z"}), 400)
+    refused(await admin.ask("POST", "/tenants/acme/cache/purge", {"models": []}), 400)
     refused(await admin.ask("POST", "/tenants/none/cache/purge"), 404)
     assert (await admin.get("/audit?limit=1"))["items"][0]["action"] == "cache.purge"

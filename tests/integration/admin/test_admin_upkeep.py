@@ -43,6 +43,15 @@ def files(deps: Any) -> Files:
     return Files(deps)
 
 
+async def test_a_template_hands_its_floor_on(admin, files) -> None:
+    files.set(
+        BudgetTemplate(scope="tenant", period="day", limit=USD, on_short="clamp", floor_output_tokens=48)
+    )
+    await admin.tenant(plan="team")
+    [made] = (await admin.get("/budgets?tenant=acme"))["items"]
+    assert (made["on_short"], made["floor_output_tokens"]) == ("clamp", 48)
+
+
 async def test_a_changed_plan_reaches_its_tenants_upwards_only(admin, deps, engine, files) -> None:
     month = BudgetTemplate(scope="tenant", period="month", limit=100 * USD)
     files.set(month)

@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 
-from proxy.bedrock.client import Endpoints
 from proxy.bedrock.credentials import AwsCredentials, aws_session
+from proxy.bedrock.places import Endpoints
 from proxy.errors import ConfigurationError
 
 

@@ -1,0 +1,200 @@
+-- The bank's common case, at a fraction of the cost of bank.sql: every admission of the batch fits
+-- everywhere, every settlement is the first of an open attempt and costs no more than its ceiling.
+-- All of the batch is done as bank_settle_and_admit would do it, or nothing is:
+--   * `at_us` null: something is not plain, nothing was written. Ask bank_settle_and_admit.
+--   * any error: nothing stays. SQLSTATE TH001 is ours and says the same; so may others (a duplicate).
+--
+-- What makes it cheap, since nearly all of a statement's cost is to set it up:
+--   * Callers (c_*) stand once a batch; admissions name theirs by place. What was found out about them is
+--     answered (who holds where, until when, at which version of the directory) and may be handed in again
+--     as h_*. It is used while the directory is at that very version: every change to a tenant, project,
+--     key, credential or budget makes a new one in its own transaction, so the same would be found again.
+--   * `s_lock` are the accounts that the settled attempts hold, as their admission answered. It says only
+--     what to lock first; the rows say what is moved, and an attempt with any other hold is not plain.
+--   * A limit is checked by the update that reserves, which is also the lock of the accounts.
+--   * Few statements, few variables: each is prepared anew in every transaction. Settlements come
+--     sorted by attempt, so that their values are found by place (width_bucket is a binary search).
+-- Order of locks as in bank.sql: accounts by id (the order of the index), then attempts by id.
+
+-- What a caller's attempts hold now, and until when that stays so if the directory does not change.
+-- `plain` false: it may not spend, or a budget has no current account.
+CREATE OR REPLACE FUNCTION bank_caller(
+  p_tenant uuid, p_project uuid, p_key uuid, p_credential uuid, p_model integer,
+  OUT accounts bigint[], OUT budgets uuid[], OUT until_us bigint, OUT plain boolean
+) LANGUAGE plpgsql STABLE AS $body$
+#variable_conflict use_column
+DECLARE
+  v_until timestamptz;
+BEGIN
+  SELECT coalesce(array_agg(x.id), '{}'), coalesce(array_agg(x.budget), '{}'), min(x.ends_at),
+         coalesce(bool_and(x.id IS NOT NULL), true)
+         AND may_spend(p_tenant, p_project, p_key, p_credential, now())
+    INTO accounts, budgets, v_until, plain
+    FROM (VALUES ('tenant', p_tenant), ('project', p_project), ('key', p_key)) AS s(scope, subject)
+    CROSS JOIN LATERAL (
+      SELECT b.id FROM budgets b
+       WHERE b.scope = s.scope AND b.subject = s.subject AND b.deleted_at IS NULL
+         AND (b.models IS NULL OR p_model = ANY (b.models)) OFFSET 0) AS b
+    LEFT JOIN LATERAL (
+      SELECT a.id, a.budget, a.ends_at FROM accounts a
+       WHERE a.budget = b.id AND a.starts_at <= now() AND a.ends_at > now()
+       ORDER BY a.starts_at DESC LIMIT 1) AS x ON true;
+  v_until := least(v_until, now() + interval '1 minute',
+                   (SELECT c.expires_at FROM credentials c WHERE c.id = p_credential),
+                   (SELECT k.expires_at FROM keys k WHERE k.id = p_key));
+  until_us := extract(epoch FROM v_until) * 1000000;
+END
+$body$;
+
+CREATE OR REPLACE FUNCTION bank_settle_and_admit_swiftly(
+  s_lock bigint[] DEFAULT '{}', s_attempt uuid[] DEFAULT '{}', s_state smallint[] DEFAULT '{}',
+  s_why smallint[] DEFAULT '{}', s_cost bigint[] DEFAULT '{}', s_upstream bigint[] DEFAULT '{}',
+  s_input integer[] DEFAULT '{}', s_output integer[] DEFAULT '{}', s_cache_read integer[] DEFAULT '{}',
+  s_write_5m integer[] DEFAULT '{}', s_write_1h integer[] DEFAULT '{}', s_images integer[] DEFAULT '{}',
+  s_guardrail integer[] DEFAULT '{}', s_exact boolean[] DEFAULT '{}', s_price integer[] DEFAULT '{}',
+  s_request text[] DEFAULT '{}', s_status integer[] DEFAULT '{}', s_latency integer[] DEFAULT '{}',
+  s_first_byte integer[] DEFAULT '{}',
+  c_tenant uuid[] DEFAULT '{}', c_project uuid[] DEFAULT '{}', c_key uuid[] DEFAULT '{}',
+  c_credential uuid[] DEFAULT '{}', c_model integer[] DEFAULT '{}',
+  a_caller integer[] DEFAULT '{}', a_attempt uuid[] DEFAULT '{}', a_call uuid[] DEFAULT '{}',
+  a_recorder uuid[] DEFAULT '{}', a_operation smallint[] DEFAULT '{}', a_target integer[] DEFAULT '{}',
+  a_price integer[] DEFAULT '{}', a_ceiling bigint[] DEFAULT '{}', a_tags integer[] DEFAULT '{}',
+  h_version bigint DEFAULT 0, h_until_us bigint DEFAULT 0,
+  h_caller integer[] DEFAULT '{}', h_account bigint[] DEFAULT '{}',
+  -- when it was done, unix microseconds. What was found out about callers (null: h_* was used): pairs of
+  -- caller and account, with the account's budget, all of it until that time or the directory's next version
+  OUT at_us bigint, OUT callers integer[], OUT accounts bigint[], OUT budgets uuid[],
+  OUT until_us bigint, OUT version bigint
+) LANGUAGE plpgsql
+SET enable_seqscan TO off SET enable_bitmapscan TO off SET enable_hashjoin TO off SET enable_mergejoin TO off
+SET plan_cache_mode TO force_generic_plan SET lock_timeout TO '250ms'
+AS $body$
+#variable_conflict use_column
+DECLARE
+  v_version bigint;
+  v_open boolean;
+  v_callers integer[] := h_caller;
+  v_lock bigint[] := h_account;
+  v_need bigint[];
+  v_take bigint[];
+  v_holds text[] := '{}';
+  v_found record;
+  v_done bigint[];
+  v_count bigint;
+BEGIN
+  -- 1. Which accounts apply to each caller, and may it spend?
+  IF cardinality(c_tenant) > 0 THEN
+    SELECT e.version, current_timeline() = t.accepted INTO v_version, v_open FROM directory_epoch e, timeline t;
+    IF NOT v_open THEN
+      RETURN;
+    ELSIF v_version <> h_version OR extract(epoch FROM now()) * 1000000 >= h_until_us THEN
+      v_callers := '{}';
+      v_lock := '{}';
+      budgets := '{}';
+      version := v_version;
+      FOR i IN 1 .. cardinality(c_tenant) LOOP
+        SELECT q.* INTO v_found FROM bank_caller(c_tenant[i], c_project[i], c_key[i], c_credential[i], c_model[i]) AS q;
+        IF NOT v_found.plain THEN
+          RETURN;
+        END IF;
+        v_callers := v_callers || array_fill(i, ARRAY[cardinality(v_found.accounts)]);
+        v_lock := v_lock || v_found.accounts;
+        budgets := budgets || v_found.budgets;
+        until_us := least(until_us, v_found.until_us);
+      END LOOP;
+      callers := v_callers;
+      accounts := v_lock;
+    END IF;
+    IF cardinality(c_tenant) = 1 THEN
+      v_holds := ARRAY[v_lock::text];
+      v_take := array_fill((SELECT sum(c)::bigint FROM unnest(a_ceiling) AS c), ARRAY[cardinality(v_lock)]);
+    ELSE
+      v_need := array_fill(0::bigint, ARRAY[cardinality(c_tenant)]);
+      FOR i IN 1 .. cardinality(a_caller) LOOP
+        v_need[a_caller[i]] := v_need[a_caller[i]] + a_ceiling[i];
+      END LOOP;
+      v_holds := ARRAY(SELECT ARRAY(SELECT h.account FROM unnest(v_lock, v_callers) AS h(account, caller)
+                                     WHERE h.caller = c)::text
+                         FROM generate_series(1, cardinality(c_tenant)) AS c ORDER BY c);
+      SELECT coalesce(array_agg(q.id), '{}'), array_agg(q.need) INTO v_lock, v_take
+        FROM (SELECT h.account AS id, sum(v_need[h.caller])::bigint AS need
+                FROM unnest(v_lock, v_callers) AS h(account, caller) GROUP BY 1) AS q;
+    END IF;
+  END IF;
+
+  -- 2. Lock every account, in one order; reserve. Where one is short nothing is reserved anywhere.
+  IF cardinality(s_lock) > 0 THEN
+    PERFORM FROM accounts a WHERE a.id = ANY (s_lock || v_lock) ORDER BY a.id FOR NO KEY UPDATE;
+  END IF;
+  IF cardinality(v_lock) > 0 THEN
+    WITH written AS (
+      UPDATE accounts a
+         SET reserved = a.reserved + v_take[array_position(v_lock, a.id)], version = a.version + 1,
+             limit_effective = greatest(limit_at(a.limit_target, a.boost_amounts, a.boost_untils, now()),
+                                        a.reserved + v_take[array_position(v_lock, a.id)] + a.settled)
+       WHERE a.id = ANY (v_lock)
+         AND a.reserved + v_take[array_position(v_lock, a.id)] + a.settled + a.overrun
+             <= limit_at(a.limit_target, a.boost_amounts, a.boost_untils, now())
+      RETURNING a.id)
+    SELECT array_agg(w.id) INTO v_done FROM written w;
+    IF cardinality(v_done) IS DISTINCT FROM cardinality(v_lock) THEN
+      UPDATE accounts a SET reserved = a.reserved - v_take[array_position(v_lock, a.id)] WHERE a.id = ANY (v_done);
+      RETURN;
+    END IF;
+  END IF;
+
+  -- 3. Settle.
+  IF cardinality(s_attempt) > 0 THEN
+    WITH closed AS (
+      UPDATE attempts t
+         SET (state, why, cost, upstream_cost, input_tokens, output_tokens, cache_read_tokens,
+              cache_write_5m_tokens, cache_write_1h_tokens, images, guardrail_units, usage_exact, price_final,
+              upstream_request_id, status, latency_ms, first_byte_ms, finished_at) = (
+               SELECT CASE s_attempt[p.n] WHEN t.attempt THEN s_state[p.n] END, s_why[p.n],
+                      CASE s_state[p.n] WHEN 1 THEN s_cost[p.n] WHEN 3 THEN t.ceiling ELSE 0 END,
+                      CASE s_state[p.n] WHEN 1 THEN s_upstream[p.n] WHEN 3 THEN t.ceiling ELSE 0 END,
+                      s_input[p.n], s_output[p.n], s_cache_read[p.n], s_write_5m[p.n], s_write_1h[p.n],
+                      s_images[p.n], s_guardrail[p.n], s_exact[p.n], s_price[p.n], s_request[p.n], s_status[p.n],
+                      s_latency[p.n], s_first_byte[p.n], now()
+                 FROM (SELECT width_bucket(t.attempt, s_attempt) AS n OFFSET 0) AS p)
+       WHERE t.attempt = ANY (s_attempt)
+         AND t.attempt BETWEEN s_attempt[1] AND s_attempt[cardinality(s_attempt)] AND t.state = 0
+      RETURNING t.attempt, t.state, t.why, t.cost, t.upstream_cost, t.ceiling, t.holds),
+    terminal AS (
+      INSERT INTO entries (attempt, slot, kind, amount, upstream_amount, at, why)
+      SELECT c.attempt, 0, c.state, c.cost, c.upstream_cost, now(), c.why FROM closed c),
+    moved AS (
+      SELECT x AS id, sum(c.ceiling)::bigint AS released, sum(c.cost)::bigint AS taken
+        FROM closed c, unnest(c.holds) AS x GROUP BY x),
+    written AS (
+      UPDATE accounts a
+         SET reserved = a.reserved - m.released, settled = a.settled + m.taken, version = a.version + 1,
+             limit_effective = greatest(limit_at(a.limit_target, a.boost_amounts, a.boost_untils, now()),
+                                        a.reserved - m.released + a.settled + m.taken)
+        FROM moved m WHERE a.id = m.id AND a.id = ANY (s_lock))
+    SELECT count(*), bool_and(c.holds <@ s_lock AND c.cost <= c.ceiling AND c.state BETWEEN 1 AND 3)
+      INTO v_count, v_open FROM closed c;
+    IF v_count <> cardinality(s_attempt) OR NOT v_open THEN
+      RAISE EXCEPTION 'a settlement is not plain' USING ERRCODE = 'TH001';
+    END IF;
+  END IF;
+
+  -- 4. Admit.
+  IF cardinality(a_attempt) > 0 THEN
+    INSERT INTO attempts (attempt, call, tenant, project, key, credential, recorder, operation, model,
+                          target, price, ceiling, tags, holds, admitted_at)
+    SELECT w.attempt, w.call, c_tenant[w.caller], c_project[w.caller], c_key[w.caller], c_credential[w.caller],
+           w.recorder, w.operation, c_model[w.caller], w.target, w.price, w.ceiling, w.tags,
+           v_holds[w.caller]::bigint[], now()
+      FROM unnest(a_caller, a_attempt, a_call, a_recorder, a_operation, a_target, a_price, a_ceiling, a_tags)
+           AS w(caller, attempt, call, recorder, operation, target, price, ceiling, tags)
+     WHERE w.attempt >= (SELECT uuid7_floor(now() - interval '5 minutes'))
+       AND w.attempt < (SELECT uuid7_floor(now() + interval '5 minutes'));
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    IF v_count <> cardinality(a_attempt) THEN
+      RAISE EXCEPTION 'an attempt is off this clock' USING ERRCODE = 'TH001';
+    END IF;
+  END IF;
+  at_us := extract(epoch FROM now()) * 1000000;
+END
+$body$;

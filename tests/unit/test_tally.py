@@ -1,0 +1,92 @@
+"""Counts that are held back say the same as the library's own, a little later."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+
+import prometheus_client
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from proxy import tally
+
+BUCKETS = (0.001, 0.01, 0.1, 1.0)
+
+
+@pytest.fixture
+async def held() -> AsyncIterator[None]:
+    """Nothing reaches the library until `flush`."""
+    running = asyncio.create_task(tally.run())
+    await asyncio.sleep(0)
+    yield
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+def told(registry: CollectorRegistry) -> str:
+    lines = generate_latest(registry).decode().splitlines()
+    return "\n".join(line for line in lines if "_created" not in line)
+
+
+async def test_they_agree_with_the_librarys_own(held: None) -> None:
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    counts = tally.Counter("c", "c", ["who"], registry=ours)
+    other_counts = prometheus_client.Counter("c", "c", ["who"], registry=theirs)
+    times = tally.Histogram("h", "h", ["who"], registry=ours, buckets=BUCKETS)
+    other_times = prometheus_client.Histogram("h", "h", ["who"], registry=theirs, buckets=BUCKETS)
+    rng = random.Random(7)
+    for _ in range(500):
+        who, step = rng.choice("ab"), rng.choice((0, 1, 7))
+        amount = rng.choice((0.0, 0.001, 0.0025, 0.01, 0.5, 1.0, 3.0))
+        counts.labels(who).inc(step)
+        other_counts.labels(who).inc(step)
+        times.labels(who).observe(amount)
+        other_times.labels(who).observe(amount)
+    assert told(ours) != told(theirs)
+
+    tally.flush()
+    first = told(ours)
+    tally.flush()
+
+    assert first == told(theirs)
+    assert told(ours) == first, "nothing is brought twice"
+
+
+async def test_they_are_brought_soon_without_being_asked(held: None) -> None:
+    registry = CollectorRegistry()
+    count = tally.Counter("c", "c", registry=registry)
+    count.inc()
+    for _ in range(200):
+        if registry.get_sample_value("c_total") == 1:
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("it was never flushed")
+
+
+async def test_the_end_brings_what_is_left_and_then_nothing_is_held_back() -> None:
+    registry = CollectorRegistry()
+    count = tally.Counter("c", "c", registry=registry)
+    running = asyncio.create_task(tally.run())
+    await asyncio.sleep(0)
+    count.inc(2)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert registry.get_sample_value("c_total") == 2
+    count.inc(3)
+    assert registry.get_sample_value("c_total") == 5
+
+
+async def test_a_step_back_is_refused(held: None) -> None:
+    count = tally.Counter("c", "c", registry=CollectorRegistry())
+    with pytest.raises(ValueError, match="non-negative"):
+        count.inc(-1)
+
+
+def test_without_a_run_they_are_the_librarys_own() -> None:
+    registry = CollectorRegistry()
+    times = tally.Histogram("h", "h", registry=registry, buckets=BUCKETS)
+    times.observe(0.05)
+    assert registry.get_sample_value("h_bucket", {"le": "0.1"}) == 1
+    assert registry.get_sample_value("h_sum") == 0.05
