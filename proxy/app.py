@@ -26,7 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from proxy import failpoints, policyfile, tally, telemetry
 from proxy import settings as settings_module
 from proxy.advice import PrefixLog
-from proxy.bedrock.client import AiohttpUpstream
+from proxy.bedrock.client import BedrockUpstream
 from proxy.bedrock.control import ControlPlane
 from proxy.bedrock.dialects import FAMILIES
 from proxy.bedrock.inbound import InboundSignatures
@@ -122,7 +122,7 @@ class Worker:
     cache: RedisCache = field(init=False)
     prefixes: PrefixLog = field(init=False)
     limiter: RedisLimiter = field(init=False)
-    upstream: AiohttpUpstream = field(init=False)
+    upstream: BedrockUpstream = field(init=False)
     bank: PostgresBank = field(init=False)
     flight: FlightRecorder = field(init=False)
     refusals: RefusalCounter = field(init=False)
@@ -179,7 +179,7 @@ class Worker:
             self.redis, away=s.limiter_fallback, replicas=s.replicas * s.workers or None
         )
         await self.limiter.start()
-        self.upstream = AiohttpUpstream(
+        self.upstream = BedrockUpstream(
             endpoint_url=s.bedrock_endpoint_url or None,
             connect_timeout=s.connect_ms / 1000,
             roles=TenantRoles(s.tenant_role_arn, s.aws_region) if s.tenant_role_arn else None,

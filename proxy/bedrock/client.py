@@ -208,7 +208,3 @@ def _trusting_the_system() -> ssl.SSLContext:
 def _told(error: BaseException) -> str:
     """What went wrong, without addresses of hosts."""
     return f"The connection to Bedrock failed: {type(error).__name__}"
-
-
-#: the name under which the composition root knows it
-AiohttpUpstream = BedrockUpstream

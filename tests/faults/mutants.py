@@ -43,8 +43,11 @@ MUTANTS = (
     Mutant(
         "no unique key", "a retried admission meets its first try",
         (
-            ("migrations/versions/0001_the_bank.py", "  PRIMARY KEY (attempt)\n) PARTITION BY RANGE (attempt);",
-             "  CHECK (true)\n) PARTITION BY RANGE (attempt);\nCREATE INDEX attempts_by_id ON attempts (attempt);"),
+            ("migrations/versions/0001_the_bank.py", "  PRIMARY KEY (attempt),\n  CONSTRAINT attempts_bounds",
+             "  CONSTRAINT attempts_bounds"),
+            ("migrations/versions/0001_the_bank.py", "length(upstream_request_id) <= 200)\n) PARTITION BY RANGE (attempt);",
+             ("length(upstream_request_id) <= 200)\n) PARTITION BY RANGE (attempt);\n"
+              "CREATE INDEX attempts_by_id ON attempts (attempt);")),
             (_BANK, "ON CONFLICT (attempt) DO NOTHING RETURNING attempt, ceiling, holds",
              "RETURNING attempt, ceiling, holds"),
         ),
@@ -61,7 +64,11 @@ MUTANTS = (
     Mutant(
         "check, then add", "admission decides on rows that it has locked",
         ((_BANK, "a.id = k.id FOR NO KEY UPDATE) AS l", "a.id = k.id) AS l"),
-         (_BANK, "a.id = k.id FOR NO KEY UPDATE SKIP LOCKED) AS l", "a.id = k.id) AS l")),
+         (_BANK, "a.id = k.id FOR NO KEY UPDATE SKIP LOCKED) AS l", "a.id = k.id) AS l"),
+         ("proxy/postgres/sql/swift.sql",
+          "AND a.reserved + v_take[array_position(v_lock, a.id)] + a.settled + a.overrun\n",
+          ("AND (SELECT b.reserved + b.settled + b.overrun FROM accounts b WHERE b.id = a.id)"
+           " + v_take[array_position(v_lock, a.id)]\n"))),
         ("edge of a budget",),
     ),
     Mutant(
