@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-import aiohttp
 import jwt
 import msgspec
 
@@ -78,18 +77,23 @@ def read_roles(text: str) -> dict[str, Grant]:
 
 
 async def fetch(url: str) -> bytes:
-    """At most a megabyte, within five seconds, without redirects. Raises `OSError` or `aiohttp.ClientError`."""
+    """At most a megabyte, within five seconds, without redirects. Raises `OSError`."""
+    import aiohttp  # noqa: PLC0415 (8 MB that only installations with an identity provider need)
+
     timeout = aiohttp.ClientTimeout(total=5)
-    async with (
-        aiohttp.ClientSession(timeout=timeout, trust_env=False) as session,
-        session.get(url, allow_redirects=False) as answer,
-    ):
-        if answer.status != 200:
-            raise OSError(f"it answered {answer.status}")
-        body = await answer.content.read(_BYTES_MAX + 1)
-        if len(body) > _BYTES_MAX:
-            raise OSError("more than a megabyte")
-        return body
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout, trust_env=False) as session,
+            session.get(url, allow_redirects=False) as answer,
+        ):
+            if answer.status != 200:
+                raise OSError(f"it answered {answer.status}")
+            body = await answer.content.read(_BYTES_MAX + 1)
+    except aiohttp.ClientError as error:
+        raise OSError(type(error).__name__) from error
+    if len(body) > _BYTES_MAX:
+        raise OSError("more than a megabyte")
+    return body
 
 
 class Oidc:
@@ -187,7 +191,7 @@ class Oidc:
         try:
             url = self._jwks_url or await self._discovered()
             found = msgspec.json.decode(await self._fetch(url), type=dict[str, Any]).get("keys", [])
-        except (OSError, TimeoutError, aiohttp.ClientError, msgspec.DecodeError, ConfigurationError) as error:
+        except (OSError, TimeoutError, msgspec.DecodeError, ConfigurationError) as error:
             log.warning("the issuer's keys were not fetched: %s", type(error).__name__)
             return
         keys: dict[str, jwt.PyJWK] = {}
