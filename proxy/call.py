@@ -24,6 +24,7 @@ from proxy.domain.usage import Usage
 from proxy.errors import Refusal
 from proxy.ports import Bank, Dialect, Failure, Limiter, Recorder, StreamMeter, Upstream, UpstreamRequest
 from proxy.settler import HeldQueue, Settler
+from proxy.spent import Spent
 
 
 @dataclass(slots=True, kw_only=True)
@@ -175,6 +176,7 @@ class Kit:
     breakers: Breakers = field(default_factory=Breakers)
     #: None: every call keeps its byte bound
     counts: Counts | None = None
+    spent: Spent = field(default_factory=Spent)
     running: set[Running] = field(default_factory=set)
     draining: int = 0
 

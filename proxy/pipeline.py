@@ -40,6 +40,7 @@ from proxy.exchange import Exchange
 from proxy.keys import redacted
 from proxy.offer import Menu, Offer, Sender, output_limit
 from proxy.ports import PRICE, TAGS, Labels, Sink, Spoken
+from proxy.reservation import still_spent
 from proxy.ruling import Asked, Ruler
 from proxy.sharing import Lead, Sharing
 from proxy.sites import Book, Sites
@@ -162,6 +163,7 @@ class Pipeline:
             body = await request.read(caller.policy.max_body_bytes)
             presented.verify(body)
             call = await self._permit(request, caller, body)
+            self._hopeless(call)
             await self._limit(call)
             await asyncio.shield(asyncio.create_task(self._answer(call, sink)))
         except Refusal as refusal:
@@ -271,6 +273,12 @@ class Pipeline:
             return menu, menu.legs(), await self.labels.intern(TAGS, tags) if tags else 0
         except BankAway:
             raise Unavailable("the ledger does not answer; please retry", reason="bank_away") from None
+
+    def _hopeless(self, call: Call) -> None:
+        """A spent budget says no again at once, unless the call may be answered for nothing."""
+        refusal = None if call.terms.any else still_spent(self.kit, call)
+        if refusal is not None:
+            raise refusal
 
     # ---- limit -------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from proxy.call import Call, Counted, Ending, Kit, Leg, Question
 from proxy.clock import uuid7
 from proxy.deadline import Deadline
 from proxy.domain.ledger import Admission, Attempt, Operation, Settlement, State, Verdict, Why
-from proxy.errors import BankAway, Unavailable
+from proxy.errors import BankAway, Refusal, Unavailable
 
 log = logging.getLogger("tollhouse.exchange")
 
@@ -73,6 +73,7 @@ class Reservation:
                     await self.kit.queue.wait(waited, left, self._place)
                     self.call.legs = self._full  # what was asked for, not what fitted a moment ago
                     continue
+            self.kit.spent.note(self.call.caller.key, leg.model_label, admission)
             raise self.call.deny(admission, leg.ceiling, self._least(admission, leg))
 
     async def probe(self, question: Question) -> bool:
@@ -238,6 +239,21 @@ class Reservation:
         """The bank may or may not have the row; nothing was sent. A late commit is waited for."""
         void = Settlement(attempt=attempt, state=State.VOID, why=Why.NEVER_SENT)
         self.kit.settler.later(void, delay=_LATE_COMMIT_SECONDS)
+
+
+def still_spent(kit: Kit, call: Call) -> Refusal | None:
+    """The refusal of a call for which the bank has just said that not even its least ceiling would fit, if
+    all that is held came back. None: ask the bank.
+    """
+    leg = call.legs[0]
+    admission = kit.spent.last(call.caller.key, leg.model_label)
+    if admission is None:
+        return None
+    least = call.floor(admission.clamp_floor) if admission.clamp_floor else leg.ceiling
+    best = least if call.countable is None else call.countable.at_best(admission.clamp_floor or None)
+    if admission.settled + min(least, best) <= admission.limit:
+        return None
+    return call.deny(admission, leg.ceiling, least)
 
 
 def _is_held(admission: Admission) -> bool:

@@ -21,23 +21,35 @@ log = logging.getLogger("tollhouse.recovery")
 #: longer than any statement of a dead process can still run in Postgres, seconds
 LATE_COMMIT_SECONDS = 1.5
 _AT_ONCE = 256
+#: files that wait for late commits at the same time: after a crash loop there is one for every death
+_FILES_AT_ONCE = 64
 
 
 async def recover(bank: Bank, directory: Path) -> int:
     """Resolve every orphaned file; returns the number of attempts settled. Raises `BankAway`."""
-    resolved = 0
-    for path, descriptor in recorder.orphans(directory):
-        try:
+    turns = asyncio.Semaphore(_FILES_AT_ONCE)
+    taken = [_take_over(bank, path, lock, turns) for path, lock in recorder.orphans(directory)]
+    done = await asyncio.gather(*taken, return_exceptions=True)
+    for result in done:
+        if isinstance(result, BaseException):
+            raise result
+    return sum(result for result in done if isinstance(result, int))
+
+
+async def _take_over(bank: Bank, path: Path, lock: int, turns: asyncio.Semaphore) -> int:
+    """One file. Its lock is held until it is deleted or left to somebody else."""
+    try:
+        async with turns:
             wreck = _read(path)
             if wreck is None:
-                continue
-            resolved += await _resolve(bank, path, wreck)
+                return 0
+            resolved = await _resolve(bank, path, wreck)
             failpoints.reach("recovery_settled")
             path.unlink(missing_ok=True)
             failpoints.reach("recovery_removed")
-        finally:
-            os.close(descriptor)
-    return resolved
+            return resolved
+    finally:
+        os.close(lock)
 
 
 def _read(path: Path) -> recorder.Wreck | None:

@@ -93,6 +93,25 @@ def test_an_answer_of_a_budget_that_is_not_short_is_left_alone(stack: Proxy) -> 
     assert "x-tollhouse-clamped" not in headers
 
 
+def test_a_spent_budget_says_no_at_once_to_what_cannot_fit_and_to_nothing_else(stack: Proxy) -> None:
+    large, small = llama(words=512), llama(words=8, wanted=8)
+    ceiling = nano(ceilings(stack, LLAMA, "invoke", small)["ceiling_usd"])
+    key = stack.key(stack.tenant(overrides={"cache": {"enabled": False}}))
+    budget = stack.budget(f"tenant:{key.tenant}", usd(ceiling))["id"]
+
+    def ask(body: dict[str, Any]) -> int:
+        return int(stack.request("POST", f"/model/{LLAMA}/invoke", body, key=key.bearer_token)[0])
+
+    with ThreadPoolExecutor(8) as many:
+        assert set(many.map(ask, [large] * 40)) == {400}
+    assert (ask(large), ask(small)) == (400, 200)
+    assert ask(large) == 400
+    stack.admin("PATCH", f"/budgets/{budget}", {"limit_usd": "1.00"}, headers={"If-Match": "*"})
+    time.sleep(0.05)
+    assert ask(large) == 200
+    assert {i["outcome"] for i in stack.settled_calls(tenant=key.tenant)} == {"POST"}
+
+
 @pytest.mark.parametrize("path", ["converse", "invoke"])
 def test_a_call_that_only_its_byte_bound_keeps_out_is_counted(
     stack: Proxy, simulator: Any, path: str

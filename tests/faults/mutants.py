@@ -99,9 +99,9 @@ MUTANTS = (
     ),
     Mutant(
         "the wreck cleared away first", "a flight recorder is deleted when everything in it is settled",
-        (("proxy/worker/recovery.py", "            resolved += await _resolve(bank, path, wreck)\n",
+        (("proxy/worker/recovery.py", "            resolved = await _resolve(bank, path, wreck)\n",
           ('            path.unlink(missing_ok=True)\n            failpoints.reach("recovery_settled")\n'
-          "            resolved += await _resolve(bank, path, wreck)\n")),),
+          "            resolved = await _resolve(bank, path, wreck)\n")),),
         ("recovery_settled",),
     ),
 )  # fmt: skip

@@ -47,6 +47,7 @@ CORE = {
     "sharing",
     "sites",
     "telemetry",
+    "spent",
     "throughputs",
 }
 ADAPTER = PORTS | MECHANISMS
