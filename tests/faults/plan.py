@@ -99,7 +99,7 @@ def full(scale: float = 1.0) -> list[Job]:
 
     return [
         *(
-            job(f"kills at random {n + 1}", random_kills, kills=times(60), calls=times(6000), callers=14)
+            job(f"kills at random {n + 1}", random_kills, kills=times(75), calls=times(6000), callers=14)
             for n in range(4)
         ),
         *fail_points(times(12), 4, 900.0),
