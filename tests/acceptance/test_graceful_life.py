@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import shutil
 import socket
 import threading
 import time
@@ -12,12 +13,14 @@ from typing import Any, Self
 
 import pytest
 
+from tests.conftest import OWNER, execute
 from tests.support.stack import LLAMA, Key, Proxy, get_json, running
 
 WHOLE = f"/model/{LLAMA}/invoke"
 STREAM = f"/model/{LLAMA}/invoke-with-response-stream"
 BODY = {"prompt": "[[tokens=30]] hello", "max_gen_len": 64}
 CALLERS = 4
+REPOSITORY = Path(__file__).parents[2]
 
 
 def replica(database: str, redis: str, simulator: Any, state: Path, **like: Any) -> Proxy:
@@ -133,6 +136,72 @@ class Load:
         self._over.set()
         for thread in self._threads:
             thread.join(20)
+
+
+NEXT = '''"""The expansion of a next version."""
+
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = depends_on = None
+
+
+def upgrade() -> None:
+    op.execute("ALTER TABLE attempts ADD COLUMN of_the_next_version text")
+    op.execute("ALTER TABLE budgets ADD COLUMN of_the_next_version integer DEFAULT 7")
+    op.execute("CREATE TABLE of_the_next_version (id bigint PRIMARY KEY)")
+
+
+def downgrade() -> None:
+    op.execute("DROP TABLE of_the_next_version")
+'''
+
+
+@pytest.fixture
+def owner_url(database_url: str, as_role: Callable[[str, str], str]) -> str:
+    return as_role(database_url, OWNER)
+
+
+@pytest.fixture
+def next_version(tmp_path: Path) -> Path:
+    """A source tree whose migrations are one expansion ahead."""
+    for part in ("proxy", "migrations", "policies"):
+        shutil.copytree(
+            REPOSITORY / part, tmp_path / "next" / part, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    (tmp_path / "next" / "migrations" / "versions" / "0003_next.py").write_text(NEXT)
+    return tmp_path / "next"
+
+
+def test_two_versions_side_by_side_share_one_schema(
+    app_database_url: str, owner_url: str, redis_url: str, simulator: Any, tmp_path: Path, next_version: Path
+) -> None:
+    """The next version migrates while this one serves, then both serve."""
+    state, settings = tmp_path / "old" / "state", {"TOLLHOUSE_LEAVE_SECONDS": "1"}
+    old = Proxy(app_database_url, redis_url, simulator.url, state, settings=settings)
+    new = replica(
+        app_database_url, redis_url, simulator, tmp_path / "new" / "state", master_key=old.master_key
+    )
+    new.root = next_version
+    with running(old):
+        key = old.key(old.tenant(overrides={"cache": {"enabled": False}}))
+        old.budget(f"tenant:{key.tenant}", "50.00")
+        with Load([old], key) as alone:
+            until(lambda: alone.good > 20, 30)
+            assert new.start("migrate", wait=False, TOLLHOUSE_MIGRATION_DATABASE_URL=owner_url).wait(30) == 0
+            execute(owner_url, "INSERT INTO of_the_next_version VALUES (1)")
+            alone.good = 0
+            until(lambda: alone.good > 20, 30)
+        with running(new):
+            new.await_key(key)
+            with Load([old, new], key) as both:
+                until(lambda: both.good > 80, 30)
+        assert alone.failures == both.failures == []
+        rows = old.settled_calls(tenant=key.tenant)
+        bill = get_json(f"{simulator.url}/_bill")["calls"]
+        assert {row["upstream_request_id"] for row in rows} == {call["request_id"] for call in bill}
+        assert {row["outcome"] for row in rows} == {"POST"}
 
 
 def test_a_rolling_restart_under_load_loses_no_request(

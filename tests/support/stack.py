@@ -55,6 +55,8 @@ class Proxy:
     port: int = field(default_factory=free_port)
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     log: Path | None = None
+    #: source tree to run, this one when None
+    root: Path | None = None
 
     @property
     def url(self) -> str:
@@ -85,6 +87,7 @@ class Proxy:
             process = subprocess.Popen(
                 [sys.executable, "-m", "proxy", *(verbs or ("serve",))],
                 env=self.environment() | extra,
+                cwd=self.root,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
