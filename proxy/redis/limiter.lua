@@ -118,7 +118,7 @@ local function burst_us(burst, rate)
 end
 
 -- Writes buckets as pairs of field and time. A full bucket is an absent one; `known_end` is what the
--- hash says of its own end.
+-- hash says of its own end. Returns whether the hash is there now, with an end.
 local function put(fields, times, known_end)
   local set, gone, last = { 'HSET', KEYS[2] }, nil, 0
   for i = 1, #fields do
@@ -147,6 +147,7 @@ local function put(fields, times, known_end)
   if moved then
     call('PEXPIRE', KEYS[2], ceil((last - now) / 1000))
   end
+  return #set > 2
 end
 
 -- The set's end is moved when this is its only lease, or when it is not known to come late enough.
@@ -277,11 +278,9 @@ local function spend()
     end
     call('SET', KEYS[1], record, 'PX', term_ms)
   end
-  if #fields > 0 then
-    put(fields, times, stored[1])
-  end
+  local note = #fields > 0 and put(fields, times, stored[1])
   for _, i in ipairs(taken) do
-    lease(i, reply[2 * (buckets + i)] - 1, stored[1 + buckets + i], #fields > 0)
+    lease(i, reply[2 * (buckets + i)] - 1, stored[1 + buckets + i], note)
   end
   return reply
 end

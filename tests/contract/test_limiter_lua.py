@@ -114,6 +114,19 @@ async def test_every_key_has_a_ttl_and_stays_under_the_hash_tag(redis_url, serve
     assert server.zcard("th:workers") == 0
 
 
+async def test_a_call_that_fills_no_bucket_leaves_nothing_without_an_end(redis_url, server):
+    """The only bucket stays full, so that it is absent; the lease has nowhere to note its own end."""
+    client = connect(redis_url, timeout_s=2.0)
+    charge = Charge(f"th:{{{TENANT}}}:t", "key", "tokens", 60, 10, 0, LIMIT)
+    spend = Spend(TENANT, uuid4(), (charge,), (Lease(f"th:{{{TENANT}}}:c", "key", LIMIT, 2),))
+    async with RedisLimiter(client) as limiter:
+        assert (await limiter.spend(spend)).allowed
+        keys = {key.decode(): server.pttl(key) for key in server.keys("*")}
+        assert all(0 < ttl for ttl in keys.values()), keys
+        assert spend.buckets not in keys
+    await client.aclose()
+
+
 def numbers(*values: float) -> bytes:
     return struct.pack(f"<{len(values)}d", *values)
 
