@@ -78,13 +78,20 @@ class _Server(MPServer):
         leaving.unlink(missing_ok=True)
 
     def signal_handler_interrupt(self, *args: Any, **kwargs: Any) -> None:
-        if args[:1] == (signal.SIGTERM,) and self._leave_seconds and not self._leaving.exists():
-            self._leaving.touch()
+        if args[:1] == (signal.SIGTERM,) and self._leave_seconds and self._mark():
             timer = Timer(self._leave_seconds, super().signal_handler_interrupt)
             timer.daemon = True
             timer.start()
         else:  # the second time, or Ctrl-C: at once
             super().signal_handler_interrupt(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def _mark(self) -> bool:
+        """False when it is there already, or cannot be made: then the closed port says it."""
+        try:
+            self._leaving.touch(exist_ok=False)
+        except OSError:
+            return False
+        return True
 
 
 class _Keeper(Thread):
