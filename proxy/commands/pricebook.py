@@ -17,7 +17,6 @@ from typing import Any
 
 from proxy import policyfile, settings
 from proxy.adminclient import Access, show
-from proxy.domain.catalogue import Target
 from proxy.domain.discovery import Lifecycle
 from proxy.domain.pricelist import Change, Names, changed_prices, compare
 from proxy.domain.pricing import Priced
@@ -26,6 +25,7 @@ from proxy.domain.usage import Usage
 from proxy.errors import ConfigurationError, Refusal, UnknownModel
 from proxy.policyfile import PolicySet
 from proxy.policyfile.prices import TOKENS
+from proxy.policyfile.repricing import recorded_place
 from proxy.pricefile import flow
 
 _WARN_SECONDS = 180 * 86_400.0
@@ -204,21 +204,10 @@ def explained(call: Mapping[str, Any], policies: PolicySet) -> list[str]:
 
 
 def _priced(call: Mapping[str, Any], policies: PolicySet) -> Priced:
-    region, _, model_id = str(call["target"]).partition("/")
-    model = policies.models.get(call["model"])
-    if model is None:
-        raise UnknownModel(f"the price book here has no model {call['model']!r}")
-    found = [
-        target
-        for name in policies.routes.routes
-        for target in policies.resolve(name).targets
-        if (target.region, target.model_id) == (region, model_id)
-    ]
-    if not found and model_id.startswith("arn:"):
-        found = list(policies.resolve(model_id).targets)
-    prefix = model_id.removesuffix(f".{model.id}") if model_id != model.id else None
-    target = found[0] if found else Target(model=model.id, model_id=model_id, region=region, prefix=prefix)
-    return policies.priced(model, target)
+    place = recorded_place(policies, call["model"], call["target"])
+    if place is None:
+        raise UnknownModel(f"the policies here do not know {call['model']!r} at {call['target']!r}")
+    return policies.priced(*place)
 
 
 def _usage(used: Mapping[str, int]) -> Usage:

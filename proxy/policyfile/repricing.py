@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from proxy.domain.catalogue import Model, Target
+from proxy.domain.guardrails import GUARDRAIL, guardrail_route
 from proxy.domain.pricing import PriceBook, Priced
 from proxy.domain.usage import Usage
 from proxy.errors import Refusal
@@ -52,7 +53,7 @@ class Explained:
 
 def explain(policies: PolicySet, paid: Paid) -> Explained | None:
     """None when the model has no price any more, or no tier explains the recorded cost."""
-    place = _place(policies, paid)
+    place = recorded_place(policies, paid.model, paid.target)
     if place is None:
         return None
     model, target = place
@@ -74,10 +75,15 @@ def explain(policies: PolicySet, paid: Paid) -> Explained | None:
     return None
 
 
-def _place(policies: PolicySet, paid: Paid) -> tuple[Model, Target] | None:
-    region, _, name = paid.target.partition("/")
+def recorded_place(policies: PolicySet, base: str, label: str) -> tuple[Model, Target] | None:
+    """The model and the target that the ledger calls so; None when the policies do not know them any more."""
+    region, _, name = label.partition("/")
+    if base == GUARDRAIL:
+        identifier, _, version = name.rpartition(":")
+        route = guardrail_route(identifier, version, region)
+        return route.model, route.targets[0]
     target = recorded_target(policies, region, name)
-    model = policies.models.get(paid.model)
+    model = policies.models.get(base)
     if target is None or model is None or target.model != model.id:
         return None
     return model, target

@@ -109,7 +109,21 @@ def test_images_are_explained_by_the_size_that_was_charged(proxy, key, simulator
     assert "more than" not in said and "2 x " in said
 
 
-def test_guardrail_units_and_both_lifetimes_of_the_cache_are_told(proxy, key, simulator):
+def test_units_of_a_guardrail_are_explained_by_their_policies(proxy, simulator):
+    guard = "arn:aws:bedrock:us-east-1:123456789012:guardrail/abcdefghij12"
+    key = proxy.key(proxy.tenant(overrides={"arns_allowed": [guard]}))
+    body = {"source": "INPUT", "content": [{"text": {"text": "is this allowed? " * 100}}]}
+    path = f"/guardrail/{guard.replace('/', '%2F')}/version/1/apply"
+    status, _, answer = proxy.request("POST", path, body, key=key.bearer_token)
+    assert status == 200, answer
+    [row] = proxy.settled_calls(tenant=key.tenant)
+    assert row["usage"]["guardrail_units"] > 0
+    assert nano(row["cost_usd"]) == nano(simulator.bill()["total_usd"]) > 0
+    said = tollhouse(proxy, "prices", "explain", row["attempt"])
+    assert f"{row['cost_usd']} USD" in said and "more than" not in said
+
+
+def test_both_lifetimes_of_the_cache_are_told(proxy, key, simulator):
     cached = {
         "anthropic_version": "bedrock-2023-05-31",
         "max_tokens": 20,
