@@ -1,145 +1,29 @@
-"""The lean HTTP client over real sockets, on both loops: framing in any pieces, ends at any place, and
-which connections are used again. The other side is written out by hand in each test."""
+"""The lean HTTP client over real sockets, on both loops: framing in any pieces, ends at any place, streams.
+
+Which connections are used again is in `test_pool`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ipaddress
 import socket
-import ssl
-import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 
 import pytest
-import uvloop
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
-from proxy.bedrock import dialing, pool
-from proxy.bedrock.client import BedrockUpstream
 from proxy.bedrock.connection import BUFFER_BYTES_MAX, HEAD_BYTES_MAX
-from proxy.bedrock.credentials import FixedCredentials
-from proxy.domain.catalogue import Target
-from proxy.errors import UpstreamFailure
-from proxy.ports import UpstreamRequest
-
-WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-One: a\r\nx-one: b\r\n\r\nok"
-CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-Run = Callable[[Coroutine[Any, Any, None]], None]
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def run(request: pytest.FixtureRequest) -> Run:
-    factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
-
-    def running(scenario: Coroutine[Any, Any, None]) -> None:
-        with asyncio.Runner(loop_factory=factory) as runner:
-            runner.run(asyncio.wait_for(scenario, 20))
-
-    return running
-
-
-class Peer:
-    """The other end of one connection, the `number`th that was made."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
-        self.reader, self.writer, self.number = reader, writer, number
-
-    async def heard(self) -> bytes:
-        """The body of the next request."""
-        head = await self.reader.readuntil(b"\r\n\r\n")
-        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-        return await self.reader.readexactly(length)
-
-    async def say(self, data: bytes) -> None:
-        """Sent by itself: the loop has turned before anything follows it."""
-        self.writer.write(data)
-        await self.writer.drain()
-        await asyncio.sleep(0.001)
-
-
-Script = Callable[[Peer], Awaitable[None]]
-
-
-class World:
-    """A client, and how many connections it made."""
-
-    def __init__(self) -> None:
-        self.upstream: BedrockUpstream
-        self.connections = 0
-
-    async def send(self, **changes: Any) -> Any:
-        facts: dict[str, Any] = {
-            "target": Target(model="m", model_id="m", region="us-east-1"),
-            "method": "POST", "path": "/model/m/invoke", "headers": {"content-type": "application/json"},
-            "body": b"{}", "first_byte_timeout": 5.0, "read_timeout": 5.0,
-        }  # fmt: skip
-        return await self.upstream.send(UpstreamRequest(**(facts | changes)))
-
-    async def read(self, **changes: Any) -> bytes:
-        response = await self.send(**changes)
-        try:
-            return bytes(await response.read())
-        finally:
-            response.close()
-
-
-@asynccontextmanager
-async def against(script: Script, tls: ssl.SSLContext | None = None, **options: Any) -> AsyncIterator[World]:
-    world = World()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        world.connections += 1
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            await script(Peer(reader, writer, world.connections))
-        writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
-    scheme = "https" if tls else "http"
-    url = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with BedrockUpstream(FixedCredentials("A", "s"), endpoint_url=url, **options) as upstream:
-        world.upstream = upstream
-        yield world
-    server.close()
-    await asyncio.sleep(0.02)  # both sides see their ends
-
-
-def always(*pieces: bytes) -> Script:
-    """Answers every request with these pieces."""
-
-    async def script(peer: Peer) -> None:
-        while True:
-            await peer.heard()
-            for piece in pieces:
-                await peer.say(piece)
-
-    return script
-
-
-def once(*pieces: bytes) -> Script:
-    """Answers one request with these pieces and closes."""
-
-    async def script(peer: Peer) -> None:
-        await peer.heard()
-        for piece in pieces:
-            await peer.say(piece)
-
-    return script
-
-
-async def failure(sending: Awaitable[Any]) -> UpstreamFailure:
-    with pytest.raises(UpstreamFailure) as caught:
-        await sending
-    return caught.value
-
+from tests.contract.peers import (
+    CHUNKED,
+    WHOLE,
+    Peer,
+    Run,
+    against,
+    always,
+    apart,
+    client_of,
+    failure,
+    once,
+)
 
 # ---- framing -------------------------------------------------------------------------------------
 
@@ -312,9 +196,7 @@ def test_silence_is_bounded_before_the_head_and_after_it(run: Run) -> None:
 
 
 def test_an_answer_that_came_while_the_process_stood_still_is_not_silence(run: Run) -> None:
-    listening = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
+    def serve(listening: socket.socket) -> None:
         link, _address = listening.accept()
         link.recv(65536)
         time.sleep(0.05)
@@ -322,22 +204,16 @@ def test_an_answer_that_came_while_the_process_stood_still_is_not_silence(run: R
         link.recv(1)
         link.close()
 
-    async def scenario() -> None:
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        world = World()
-        async with BedrockUpstream(FixedCredentials("A", "s"), endpoint_url=url) as upstream:
-            world.upstream = upstream
+    async def scenario(url: str) -> None:
+        async with client_of(url) as world:
             reading = asyncio.ensure_future(world.read(first_byte_timeout=0.2))
             while not world.upstream._pool or not world.upstream._pool._lent:
                 await asyncio.sleep(0.001)
             time.sleep(0.4)
             assert await reading == b"ok"
 
-    server = threading.Thread(target=serve)
-    server.start()
-    run(scenario())
-    server.join(10)
-    listening.close()
+    with apart(serve) as url:
+        run(scenario(url))
 
 
 # ---- streams -------------------------------------------------------------------------------------
@@ -412,210 +288,5 @@ def test_a_reader_that_is_cancelled_leaves_no_connection_to_be_used_again(run: R
             await asyncio.gather(sending, return_exceptions=True)
             assert await world.read() == b"ok"
             assert world.connections == 3
-
-    run(scenario())
-
-
-# ---- which connection ----------------------------------------------------------------------------
-
-
-def test_a_connection_that_was_closed_while_idle_is_dropped_before_use(run: Run) -> None:
-    async def scenario() -> None:
-        async with against(once(WHOLE)) as world:
-            for _ in range(3):
-                assert await world.read() == b"ok"
-                await asyncio.sleep(0.02)
-            assert world.connections == 3
-
-    run(scenario())
-
-
-def test_a_close_that_the_loop_has_not_seen_yet_is_asked_of_the_kernel(run: Run) -> None:
-    listening = socket.create_server(("127.0.0.1", 0))
-    closing = threading.Event()
-
-    def serve() -> None:
-        for _ in range(2):
-            link, _address = listening.accept()
-            link.recv(65536)
-            link.sendall(WHOLE)
-            closing.wait(10)
-            link.close()
-
-    async def scenario() -> None:
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        world = World()
-        async with BedrockUpstream(FixedCredentials("A", "s"), endpoint_url=url) as upstream:
-            world.upstream = upstream
-            assert await world.read() == b"ok"
-            closing.set()
-            time.sleep(0.3)  # the whole process stands still while the peer closes
-            assert await world.read() == b"ok"
-
-    server = threading.Thread(target=serve)
-    server.start()
-    run(scenario())
-    server.join(10)
-    listening.close()
-
-
-def test_a_kept_connection_that_dies_under_a_request_was_sent_it_once(run: Run) -> None:
-    async def script(peer: Peer) -> None:
-        await peer.heard()
-        await peer.say(WHOLE)
-        await peer.heard()
-
-    async def scenario() -> None:
-        async with against(script) as world:
-            assert await world.read() == b"ok"
-            assert (await failure(world.read())).sent
-            assert world.connections == 1
-
-    run(scenario())
-
-
-def test_a_connection_on_which_somebody_speaks_unasked_is_dropped(run: Run) -> None:
-    async def script(peer: Peer) -> None:
-        await peer.heard()
-        await peer.say(WHOLE)
-        await asyncio.sleep(0.01)
-        await peer.say(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
-        await peer.reader.read()
-
-    async def scenario() -> None:
-        async with against(script) as world:
-            assert await world.read() == b"ok"
-            await asyncio.sleep(0.05)
-            assert await world.read() == b"ok"
-            assert world.connections == 2
-
-    run(scenario())
-
-
-def test_the_last_in_is_the_first_out_and_the_old_are_closed(run: Run, monkeypatch: Any) -> None:
-    monkeypatch.setattr(pool, "IDLE_CONNECTION_SECONDS", 0.3)
-    monkeypatch.setattr(pool, "SWEEP_SECONDS", 0.1)
-    ended: list[int] = []
-
-    async def script(peer: Peer) -> None:
-        try:
-            await always(WHOLE)(peer)
-        finally:
-            ended.append(peer.number)
-
-    async def scenario() -> None:
-        async with against(script) as world:
-            both = [await world.send(), await world.send()]
-            for response in both:
-                response.close()
-            for _ in range(8):
-                assert await world.read() == b"ok"
-                await asyncio.sleep(0.1)
-            assert world.connections == 2
-            assert ended == [1]
-
-    run(scenario())
-
-
-def test_a_call_takes_the_connection_that_another_gives_back(run: Run) -> None:
-    async def scenario() -> None:
-        async with against(always(WHOLE), connections_max=1, connect_timeout=5.0) as world:
-            first = await world.send()
-            waiting = [asyncio.ensure_future(world.read()) for _ in range(3)]
-            await asyncio.sleep(0.02)
-            waiting[0].cancel()
-            first.close()
-            assert await asyncio.gather(*waiting[1:]) == [b"ok", b"ok"]
-            assert world.connections == 1
-
-    run(scenario())
-
-
-def test_the_next_address_is_tried(run: Run) -> None:
-    async def scenario() -> None:
-        with socket.socket() as closed:
-            closed.bind(("127.0.0.1", 0))  # bound, not listening: refuses
-            nobody = (socket.AF_INET, 0, closed.getsockname())
-            server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
-            there = (socket.AF_INET, 0, server.sockets[0].getsockname())
-            (await dialing.connected([nobody, there])).close()
-            (await dialing.connected([there, nobody])).close()
-            for nowhere in ([nobody], [nobody, nobody]):
-                with pytest.raises(ConnectionRefusedError):
-                    await dialing.connected(nowhere)
-            server.close()
-            await asyncio.sleep(0.02)
-
-    run(scenario())
-
-
-# ---- certainly not sent --------------------------------------------------------------------------
-
-
-async def test_a_connection_that_closed_before_its_use_was_handed_nothing() -> None:
-    async with against(always(WHOLE)) as world:
-        response = await world.send()
-        connection = response._connection
-        response.close()
-        connection.abort()
-        with pytest.raises(UpstreamFailure) as caught:
-            connection.begin(b"", b"", 1.0, 1.0)
-        assert not caught.value.sent
-
-
-@pytest.mark.parametrize("value", ["a\r\nX-Evil: 1", "a\nb", "a\rb", "a\0b"])
-def test_a_header_that_would_be_read_as_two_is_not_sent(run: Run, value: str) -> None:
-    async def scenario() -> None:
-        async with against(always(WHOLE)) as world:
-            assert not (await failure(world.send(headers={"x-amzn-bedrock-trace": value}))).sent
-            assert world.connections == 0
-
-    run(scenario())
-
-
-def _authority(directory: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Contexts of a server and of a client that trusts nobody else."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "here")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-        )
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    public = certificate.public_bytes(pem)
-    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    path = directory / "server.pem"
-    path.write_bytes(secret + public)
-    served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    served.load_cert_chain(path)
-    return served, ssl.create_default_context(cadata=public.decode())
-
-
-def test_tls_with_an_authority_of_ones_own(run: Run, tmp_path: Path) -> None:
-    served, trusting = _authority(tmp_path)
-    body = b"x" * 3_000_000
-
-    async def script(peer: Peer) -> None:
-        while True:
-            heard = await peer.heard()
-            await peer.say(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(heard))
-            await peer.say(heard)
-
-    async def scenario() -> None:
-        async with against(script, served, ssl_context=trusting) as world:
-            assert [await world.read(), await world.read(body=body)] == [b"{}", body]
-            assert world.connections == 1
-        async with against(script, served) as world:
-            assert not (await failure(world.read())).sent
 
     run(scenario())

@@ -8,15 +8,10 @@ import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from proxy.bedrock.client import BedrockUpstream
 from proxy.bedrock.credentials import FixedCredentials
@@ -25,6 +20,7 @@ from proxy.domain.catalogue import Target
 from proxy.errors import ConfigurationError, UpstreamFailure
 from proxy.ports import Upstream, UpstreamRequest
 from proxy.testing_upstream import Scripted, ScriptedUpstream
+from tests.support.certificates import certificate, serving
 
 SECRET = "upstream-secret"
 TARGET = Target(model="m", model_id="m", region="us-east-1")
@@ -289,38 +285,13 @@ async def test_no_free_connection_in_time_was_sent_nothing() -> None:
 
 
 async def test_a_failed_tls_handshake_was_sent_nothing(tmp_path: Path) -> None:
-    served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    served.load_cert_chain(_self_signed(tmp_path))
-    async with raw_server(served) as (raw, url):
+    async with raw_server(serving(certificate(tmp_path))) as (raw, url):
         secure = url.replace("http:", "https:")
         async with BedrockUpstream(FixedCredentials("A", "s"), endpoint_url=secure) as upstream:
             with pytest.raises(UpstreamFailure) as failure:
                 await upstream.send(request("whole"))
     assert not failure.value.sent
     assert raw.seen == []
-
-
-def _self_signed(directory: Path) -> Path:
-    """A certificate nobody trusts, with its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    plain = serialization.NoEncryption()
-    path = directory / "server.pem"
-    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain)
-    path.write_bytes(secret + certificate.public_bytes(pem))
-    return path
 
 
 async def test_silent_connections_are_probed() -> None:
