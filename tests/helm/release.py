@@ -30,6 +30,14 @@ class Release:
         injected = {} if name == "migration" else AWS
         return LocalPod(workload, {"tollhouse": self.held}, self._root / name, self.configmaps, injected)
 
+    def start(self) -> None:
+        """The migration, then both workloads; returns when they have started."""
+        assert self.migration.run() == 0, self.migration.log.read_text()
+        for pod in (self.proxy, self.worker):
+            pod.start()
+        for pod in (self.proxy, self.worker):
+            pod.await_started()
+
     def admin(self) -> Proxy:
         """A client of the admin port."""
         client = Proxy("", "", "", self._root / "client", admin_key=ADMIN_KEY, port=self.proxy.ports["admin"])

@@ -57,11 +57,7 @@ def release(
     }
     release = Release(render(values), held, tmp_path)
     try:
-        assert release.migration.run() == 0, release.migration.log.read_text()
-        release.proxy.start()
-        release.worker.start()
-        release.proxy.await_started()
-        release.worker.await_started()
+        release.start()
         yield release
     finally:
         release.stop()

@@ -124,11 +124,7 @@ def test_from_nothing_to_a_governed_call(
     values = merged(yaml.safe_load(block("6. The chart", "yaml")), {"aws": {"endpointUrl": simulator.url}})
     release = Release(render(values, release="tollhouse"), shell.secret("tollhouse"), tmp_path / "pods")
     try:
-        assert release.migration.run() == 0, release.migration.log.read_text()
-        release.proxy.start()
-        release.worker.start()
-        release.proxy.await_started()
-        release.worker.await_started()
+        release.start()
         admin = release.admin()
         admin.log = release.proxy.log
         admin.await_ready()

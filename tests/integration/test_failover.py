@@ -16,6 +16,7 @@ from proxy.postgres.bank import PostgresBank
 from proxy.postgres.engine import create_engine
 from proxy.postgres.failover import recover
 from proxy.postgres.migrate import upgrade
+from tests.support.standbys import promote
 
 BOOTSTRAP = Bootstrap(
     owner="tollhouse_owner", roles=(Role(name="tollhouse_owner"), Role(name="tollhouse_app"))
@@ -37,18 +38,12 @@ async def admit(url: str) -> Verdict:
         await engine.dispose()
 
 
-async def promote(server: Postgres) -> None:
+async def turned(server: Postgres) -> None:
     """Make the cluster come up as a standby and promote it: the server's own way to a new timeline."""
     server.stop()
     (server._cluster / "standby.signal").touch()
     await asyncio.to_thread(server.restart)
-    connection = await asyncpg.connect(server.dsn)
-    try:
-        assert await connection.fetchval("SELECT pg_promote(true, 30)")
-        while await connection.fetchval("SELECT pg_is_in_recovery()"):
-            await asyncio.sleep(0.02)
-    finally:
-        await connection.close()
+    await promote(server)
 
 
 @pytest.fixture
@@ -62,7 +57,7 @@ async def test_admission_is_closed_on_another_timeline_until_it_is_accepted(serv
     await asyncio.to_thread(upgrade, owner)
     assert await admit(app) is Verdict.REVOKED
 
-    await promote(server)
+    await turned(server)
 
     assert await admit(app) is Verdict.CLOSED
     looked = await recover(owner, accept=False)

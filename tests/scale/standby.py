@@ -48,17 +48,6 @@ def _copy(primary: Postgres, folder: Path) -> Postgres:
     return Postgres.start(folder, bootstrap=BOOTSTRAP, throwaway=True)
 
 
-async def promote(standby: Postgres) -> None:
-    """Returns when it takes writes."""
-    connection = await asyncpg.connect(standby.dsn)
-    try:
-        assert await connection.fetchval("SELECT pg_promote(true, 30)")
-        while await connection.fetchval("SELECT pg_is_in_recovery()"):
-            await asyncio.sleep(0.02)
-    finally:
-        await connection.close()
-
-
 def both(primary: Postgres, standby: Postgres, role: str) -> str:
     """A URL that finds whichever of the two takes writes. Both know the role by the same password."""
     assert primary.dsn_for(role=role).split("@")[0] == standby.dsn_for(role=role).split("@")[0]

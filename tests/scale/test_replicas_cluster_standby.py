@@ -22,8 +22,9 @@ from tests.faults.world import BOOTSTRAP, POLICIES, REPOSITORY, migrate
 from tests.scale import oracle
 from tests.scale.balancer import Balancer, balancing
 from tests.scale.load import Load, outcomes
-from tests.scale.standby import both, promote, standby_of
+from tests.scale.standby import both, standby_of
 from tests.support.stack import Key, Proxy
+from tests.support.standbys import promote
 from tests.support.valkeys import cluster, cluster_url
 
 TENANTS = 9
