@@ -303,6 +303,13 @@ def test_the_root_is_a_table_of_contents():
     assert {"Dockerfile", "Makefile", "README.md", "pyproject.toml", "proxy", "tests"} <= present
 
 
+def test_the_architecture_page_names_every_module_and_room():
+    page = (REPOSITORY / "ARCHITECTURE.md").read_text()
+    places = {path.name for path in (REPOSITORY / "proxy").glob("*.py") if not path.name.startswith("__")}
+    places |= {f"{path.parent.name}/" for path in (REPOSITORY / "proxy").glob("*/__init__.py")}
+    assert {place for place in places if place not in page} == set()
+
+
 def test_no_room_is_a_drawer():
     assert not {room_of(path) for path in SOURCES} & ROOMS_NOBODY_FINDS, "name it after what it does"
 
