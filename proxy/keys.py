@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hmac
 import re
 import secrets
 import zlib
 from dataclasses import dataclass
-from hashlib import sha256
 from uuid import UUID
 
 from cryptography.exceptions import InvalidTag
@@ -139,32 +139,24 @@ def _derive(master: bytes, label: str, length: int = 32) -> bytes:
     return HKDF(algorithm=SHA256(), length=length, salt=None, info=info).derive(master)
 
 
-_INNER = bytes(byte ^ 0x36 for byte in range(256))
-_OUTER = bytes(byte ^ 0x5C for byte in range(256))
-
-
 class Mac:
-    """HMAC-SHA256 (RFC 2104) under a key of at most 64 bytes. Both padded blocks are hashed beforehand, which
-    is most of what `hmac.digest` costs on a short message.
+    """HMAC-SHA256 under one key. The key is taken in once, which is a third of what `hmac.digest` costs on a
+    short message.
     """
 
-    __slots__ = ("_inner", "_outer")
+    __slots__ = ("_keyed",)
 
     def __init__(self, key: bytes) -> None:
-        """Raises ValueError for a longer key."""
+        """Raises ValueError for a key that is longer than a block of the hash, 64 bytes."""
         if len(key) > 64:
             raise ValueError("the key is longer than a block")
-        block = key.ljust(64, b"\0")
-        self._inner = sha256(block.translate(_INNER))
-        self._outer = sha256(block.translate(_OUTER))
+        self._keyed = hmac.new(key, digestmod="sha256")
 
     def digest(self, message: bytes) -> bytes:
         """32 bytes."""
-        inner = self._inner.copy()
-        inner.update(message)
-        outer = self._outer.copy()
-        outer.update(inner.digest())
-        return outer.digest()
+        mac = self._keyed.copy()
+        mac.update(message)
+        return mac.digest()
 
 
 class _Generation:
