@@ -267,8 +267,10 @@ def _resolve(book: Book, row: Row, settlement: Settlement, now_us: int) -> Settl
 
 def _late_post(book: Book, row: Row, settlement: Settlement, now_us: int) -> Settled:
     ceiling, charged, cost = row.attempt.ceiling, row.cost or 0, settlement.cost
-    refund = min(0, min(cost, ceiling) - min(charged, ceiling))
-    overrun = max(0, max(0, cost - ceiling) - max(0, charged - ceiling))
+    # A report lowers and overruns once each, whatever has been corrected since: it is one evidence.
+    told = {entry.kind for entry in row.entries if entry.slot > 0 and entry.evidence == "usage"}
+    refund = min(0, min(cost, ceiling) - min(charged, ceiling)) * (EntryKind.REFUND not in told)
+    overrun = max(0, max(0, cost - ceiling) - max(0, charged - ceiling)) * (EntryKind.OVERRUN not in told)
     if not refund and not overrun:
         return Settled(outcome=Outcome.ALREADY, state=row.state)
     upstream = settlement.upstream_cost - (row.upstream_cost or 0)
@@ -341,6 +343,8 @@ def sweep(book: Book, deadline_us: int, now_us: int) -> int:
 def set_limit(book: Book, budget: UUID, limit: int, now_us: int) -> None:
     """Usage stays; a limit below what is committed is reached as reservations fall."""
     change, book.budgets[budget].limit = limit - book.budgets[budget].limit, limit
+    if not change:
+        return
     for account in _coming(book, budget, now_us):
         account.target = max(0, account.target + change)
         account.move(now_us)

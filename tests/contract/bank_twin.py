@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from uuid import UUID, uuid4
@@ -13,7 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from proxy.clock import now_us, uuid7
 from proxy.domain import admission
-from proxy.domain.ledger import Attempt, Operation, Settlement, State, Why
+from proxy.domain.admission import Amendment
+from proxy.domain.ledger import Attempt, Operation, Outcome, Settlement, State, Why
 from proxy.domain.usage import Usage
 from proxy.ports import Bank
 from proxy.postgres.bank import PostgresBank
@@ -68,9 +70,13 @@ class Money:
     effective: int
 
 
+class Correctable(Bank, Protocol):
+    async def amend(self, amendments: Sequence[Amendment]) -> list[Outcome]: ...
+
+
 class World(Protocol):
     @property
-    def bank(self) -> Bank: ...
+    def bank(self) -> Correctable: ...
 
     async def caller(self, *, tenant: Caller | None = None, project: bool = True) -> Caller: ...
     async def budget(

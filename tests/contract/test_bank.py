@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from uuid import UUID, uuid4
-
-import pytest
 
 from proxy.clock import now_us
 from proxy.domain.ledger import Admission, EntryKind, Outcome, State, Verdict
 from proxy.errors import BankAway
-from proxy.postgres.bank import PostgresBank
-from proxy.postgres.engine import create_engine
 from tests.contract.bank_twin import (
     DAY_US,
     Money,
     PostgresWorld,
-    TwinWorld,
     World,
     at_ceiling,
     post,
@@ -25,24 +19,6 @@ from tests.contract.bank_twin import (
 )
 
 WEEK_AHEAD_US = 7 * DAY_US
-
-
-@pytest.fixture(params=["memory", "postgres"])
-async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
-    """Every test ends with the invariants of the money."""
-    if request.param == "memory":
-        twin = TwinWorld()
-        yield twin
-        assert await twin.faults() == []
-        return
-    engine = create_engine(request.getfixturevalue("app_database_url"), pool_size=6)
-    bank = PostgresBank(engine, admit_timeout_s=1.0)
-    await bank.start()
-    world = PostgresWorld(engine, bank)
-    yield world
-    assert await world.faults() == []
-    await bank.aclose()
-    await engine.dispose()
 
 
 # ---- admission -------------------------------------------------------------------------------

@@ -178,24 +178,32 @@ BEGIN
               ORDER BY s.attempt) AS s
         CROSS JOIN LATERAL (
           SELECT a.* FROM attempts a WHERE a.attempt = s.attempt FOR NO KEY UPDATE) AS t),
+    -- A late report lowers and overruns once each, whatever has been corrected since: it is one evidence.
+    told AS MATERIALIZED (
+      SELECT h.*, h.was = 3 AND h.state = 1 AND least(h.cost, h.ceiling) < least(h.charged, h.ceiling)
+                  AND NOT EXISTS (SELECT FROM entries e WHERE e.attempt = h.attempt AND e.kind = 5
+                                     AND e.slot > 0 AND e.evidence = 'usage') AS lowers,
+             h.was = 3 AND h.state = 1 AND h.cost > greatest(h.charged, h.ceiling)
+                  AND NOT EXISTS (SELECT FROM entries e WHERE e.attempt = h.attempt AND e.kind = 7
+                                     AND e.slot > 0 AND e.evidence = 'usage') AS overruns
+        FROM held h),
     judged AS MATERIALIZED (
       SELECT h.*, CASE
                WHEN NOT h.holds <@ c_id THEN 5
                WHEN h.was = 0 AND h.state = 2 AND h.recorder <> h.own_recorder THEN 4
                WHEN h.was = 0 THEN 0
-               WHEN h.was = 3 AND h.state = 1
-                    AND (least(h.cost, h.ceiling) < least(h.charged, h.ceiling)
-                         OR h.cost > greatest(h.charged, h.ceiling)) THEN 2
+               WHEN h.lowers OR h.overruns THEN 2
                ELSE 1 END AS answer
-        FROM held h),
+        FROM told h),
     priced AS MATERIALIZED (
       SELECT j.*,
              CASE WHEN j.answer = 0 THEN j.ceiling ELSE 0 END AS released,
              CASE WHEN j.answer = 0 AND j.state = 1 THEN least(j.cost, j.ceiling)
                   WHEN j.answer = 0 AND j.state = 3 THEN j.ceiling
-                  WHEN j.answer = 2 THEN least(0, least(j.cost, j.ceiling) - least(j.charged, j.ceiling))
+                  WHEN j.answer = 2 AND j.lowers
+                  THEN least(0, least(j.cost, j.ceiling) - least(j.charged, j.ceiling))
                   ELSE 0 END AS taken,
-             CASE WHEN j.answer IN (0, 2) AND j.state = 1
+             CASE WHEN j.state = 1 AND (j.answer = 0 OR j.answer = 2 AND j.overruns)
                   THEN greatest(0, greatest(0, j.cost - j.ceiling) - greatest(0, j.charged - j.ceiling))
                   ELSE 0 END AS over,
              CASE j.state WHEN 1 THEN j.upstream WHEN 3 THEN j.ceiling ELSE 0 END - j.charged_upstream AS upstream_moved
