@@ -291,7 +291,7 @@ class Pipeline:
         except asyncio.CancelledError:
             await self.kit.limiter.settle(spend, None)
             raise
-        call.headers.extend((n.encode(), v.encode()) for n, v in rate_headers(decision))
+        call.headers += rate_headers(decision)
         for seen in decision.observed:
             dimension = "concurrency" if isinstance(seen, Lease) else seen.dimension
             telemetry.LIMIT_OBSERVED.labels(seen.scope, dimension).inc()

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Literal
 from uuid import UUID
 
@@ -56,6 +57,22 @@ class Charge:
     cost: int
     limit_id: UUID
     enforce: bool = True
+    #: how far ahead of now the bucket's full-at time may be, µs; worked out unless given
+    reach_us: int = field(default=-1, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.reach_us < 0 < self.per_minute:
+            self.reach_us = min(-(-self.burst * MINUTE_US // self.per_minute), DEBT_MAX_US)
+
+    @property
+    def span_us(self) -> int:
+        """By how much the charge moves the full-at time."""
+        return span_us(self.cost, self.per_minute) if self.per_minute > 0 else 0
+
+    @property
+    def room_us(self) -> int:
+        """How far ahead of now the full-at time may be for that; -1: never."""
+        return max(self.reach_us - self.span_us, 0) if self.per_minute > 0 else -1
 
     def shot(self, ahead_us: int) -> Snapshot:
         left, reset_ms = remaining(ahead_us, self), -(-ahead_us // 1000)
@@ -95,7 +112,7 @@ class Spend:
     @property
     def buckets(self) -> str:
         """Key of the tenant's buckets, of which each charge names one."""
-        return f"{_stem(self.tenant)}b"
+        return f"{_stem(self.tenant)}full"
 
 
 @dataclass(slots=True)
@@ -142,52 +159,48 @@ def span_us(units: int, per_minute: int) -> int:
     return min(max(units * MINUTE_US // per_minute, 1), DEBT_MAX_US)
 
 
-def burst_us(charge: Charge) -> int:
-    """How far ahead of now the full-at time of this bucket may be."""
-    return min(-(-charge.burst * MINUTE_US // charge.per_minute), DEBT_MAX_US)
-
-
 def spend(full_at_us: int, now_us: int, charge: Charge) -> Step:
     """Take the charge from a bucket if it fits; nothing changes when it does not."""
-    if charge.per_minute <= 0:
-        return Step(False, max(full_at_us, now_us), CLOSED_RETRY_MS * 1000)
     ahead = max(full_at_us - now_us, 0)
-    cost = span_us(charge.cost, charge.per_minute)
-    wait = ahead - max(burst_us(charge) - cost, 0)
+    if charge.room_us < 0:
+        return Step(False, now_us + ahead, CLOSED_RETRY_MS * 1000)
+    wait = ahead - charge.room_us
     if wait > 0:
         return Step(False, now_us + ahead, wait)
-    return Step(True, now_us + ahead + cost, 0)
+    return Step(True, now_us + ahead + charge.span_us, 0)
 
 
 def correct(full_at_us: int, now_us: int, charge: Charge, actual: int) -> int:
     """The full-at time once `actual` units turned out to be the true cost of a taken charge."""
-    used = span_us(actual, charge.per_minute) - span_us(charge.cost, charge.per_minute)
+    used = span_us(actual, charge.per_minute) - charge.span_us
     return now_us + min(max(full_at_us - now_us, 0) + used, DEBT_MAX_US)
 
 
 def remaining(ahead_us: int, charge: Charge) -> int:
     """Whole units that could be taken now from a bucket that is full in `ahead_us`."""
-    if charge.per_minute <= 0:
+    room = charge.reach_us - ahead_us
+    if room <= 0:
         return 0
-    room = max(burst_us(charge) - ahead_us, 0)
-    return min(room * charge.per_minute // MINUTE_US, charge.burst)
+    units = room * charge.per_minute // MINUTE_US
+    return min(units, charge.burst)
 
 
-def decision(spend: Spend, reply: tuple[int, ...] | list[int], mode: Mode) -> Decision:
+def decision(spend: Spend, reply: tuple[int, ...], mode: Mode) -> Decision:
     """What the integers of `Buckets.spend` (or of `limiter.lua`) say, in words."""
     limited: Charge | Lease | None = None
-    retry_ms, at = 0, 1
+    retry_ms = 0
     snapshots: list[Snapshot] = []
     observed: list[Charge | Lease] = []
     items: tuple[Charge | Lease, ...] = (*spend.charges, *spend.leases)
-    for item in items:
-        level, fits = reply[at], reply[at + 1]
-        at += 2
-        if item.enforce:
-            snapshots.append(item.shot(level))
-            if not fits and (wait_ms := _wait_ms(item, level)) > retry_ms:
+    for item, level in zip(items, islice(reply, 1, None), strict=True):
+        if level >= 0:
+            if item.enforce:
+                snapshots.append(item.shot(level))
+        elif item.enforce:
+            snapshots.append(item.shot(-1 - level))
+            if (wait_ms := _wait_ms(item, -1 - level)) > retry_ms:
                 limited, retry_ms = item, wait_ms
-        elif not fits:
+        else:
             observed.append(item)
     if reply[0]:
         limited, retry_ms = None, 0
@@ -236,7 +249,9 @@ def spend_for(caller: Caller, base_model: str, tokens: int, call: UUID) -> Spend
         cost, own = min(tokens, UNITS_MAX), list(charges)
         for n in shape.tokens:
             c = own[n]
-            own[n] = Charge(c.key, c.scope, "tokens", c.per_minute, c.burst, cost, c.limit_id, c.enforce)
+            own[n] = Charge(
+                c.key, c.scope, "tokens", c.per_minute, c.burst, cost, c.limit_id, c.enforce, c.reach_us
+            )
         charges = tuple(own)
     return Spend(caller.tenant, call, charges, shape.leases)
 
@@ -288,55 +303,63 @@ def share(spend: Spend, replicas: int) -> Spend:
     def part(n: int) -> int:
         return max(n // replicas, 1) if n > 0 else 0
 
-    charges = tuple(replace(c, per_minute=part(c.per_minute), burst=part(c.burst)) for c in spend.charges)
+    charges = tuple(
+        replace(c, per_minute=part(c.per_minute), burst=part(c.burst), reach_us=-1) for c in spend.charges
+    )
     leases = tuple(replace(lease, slots=part(lease.slots)) for lease in spend.leases)
     return Spend(spend.tenant, spend.id, charges, leases)
 
 
-def rate_headers(decision: Decision) -> list[tuple[str, str]]:
+def rate_headers(decision: Decision) -> list[tuple[bytes, bytes]]:
     """Headers of an answer, names in lower case: OpenAI's `x-ratelimit-*` (the tightest limit of
     each dimension) and `RateLimit` / `RateLimit-Policy` of draft-ietf-httpapi-ratelimit-headers
     (the tightest of each scope and dimension). Limits in mode observe are not shown.
     """
     tightest: dict[str, Snapshot] = {}
-    named: dict[str, Snapshot] = {}
+    named: dict[tuple[str, str], Snapshot] = {}
     for shot in decision.snapshots:
         seen = tightest.get(shot.dimension)
         if seen is None or shot.remaining < seen.remaining:
             tightest[shot.dimension] = shot
-        name = f"{shot.scope}-{shot.dimension}"
+        name = (shot.scope, shot.dimension)
         seen = named.get(name)
         if seen is None or shot.remaining < seen.remaining:
             named[name] = shot
-    headers = [h for d in ("requests", "tokens") if d in tightest for h in _openai(d, tightest[d])]
+    headers: list[tuple[bytes, bytes]] = []
+    for dimension, (limit, left, reset) in _OPENAI.items():
+        if (most := tightest.get(dimension)) is not None:
+            headers += (
+                (limit, b"%d" % most.limit),
+                (left, b"%d" % most.remaining),
+                (reset, duration(most.reset_ms).encode()),
+            )
     if named:
-        policies = [_policy(name, s.dimension, s.limit, s.burst) for name, s in named.items()]
-        headers.append(("ratelimit-policy", ", ".join(policies)))
-        headers.append(("ratelimit", ", ".join([_state(name, s) for name, s in named.items()])))
+        shots = named.values()
+        policies = [_policy(s.scope, s.dimension, s.limit, s.burst) for s in shots]
+        headers.append((b"ratelimit-policy", ", ".join(policies).encode()))
+        headers.append((b"ratelimit", ", ".join([_state(s) for s in shots]).encode()))
     return headers
 
 
-def _openai(dimension: str, shot: Snapshot) -> list[tuple[str, str]]:
-    return [
-        (f"x-ratelimit-limit-{dimension}", str(shot.limit)),
-        (f"x-ratelimit-remaining-{dimension}", str(shot.remaining)),
-        (f"x-ratelimit-reset-{dimension}", duration(shot.reset_ms)),
-    ]
+_OPENAI = {
+    dimension: tuple(f"x-ratelimit-{what}-{dimension}".encode() for what in ("limit", "remaining", "reset"))
+    for dimension in ("requests", "tokens")
+}
 
 
 @lru_cache(maxsize=4096)
-def _policy(name: str, dimension: Dimension, limit: int, burst: int) -> str:
+def _policy(scope: str, dimension: Dimension, limit: int, burst: int) -> str:
     if dimension == "concurrency":
-        return f'"{name}";q={limit};qu="concurrent-requests"'
+        return f'"{scope}-{dimension}";q={limit};qu="concurrent-requests"'
     window_s = max(-(-burst * 60 // limit), 1) if limit else 60
     unit = ';qu="tokens"' if dimension == "tokens" else ""
-    return f'"{name}";q={burst}{unit};w={window_s}'
+    return f'"{scope}-{dimension}";q={burst}{unit};w={window_s}'
 
 
-def _state(name: str, shot: Snapshot) -> str:
+def _state(shot: Snapshot) -> str:
     if shot.dimension == "concurrency":
-        return f'"{name}";r={shot.remaining}'
-    return f'"{name}";r={shot.remaining};t={-(-shot.reset_ms // 1000)}'
+        return f'"{shot.scope}-concurrency";r={shot.remaining}'
+    return f'"{shot.scope}-{shot.dimension}";r={shot.remaining};t={-(-shot.reset_ms // 1000)}'
 
 
 def duration(ms: int) -> str:

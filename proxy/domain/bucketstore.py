@@ -13,6 +13,9 @@ from uuid import UUID
 from proxy.domain import bucket
 from proxy.domain.bucket import LEASE_TTL_US, REFUSAL_TTL_US, UNITS_MAX, Charge, Spend, Step, correct
 
+#: ended leases are forgotten by one spend in so many
+PURGE_EVERY = 16
+
 
 @dataclass(slots=True)
 class _Record:
@@ -26,9 +29,9 @@ class _Record:
 class Buckets:
     """Buckets and leases in memory, by key; what `limiter.lua` does in Redis.
 
-    Replies are flat integers: 1 or 0 (allowed), then per charge (us until full, 1 if it fits),
-    then per lease (slots in use, 1 if it fits). A limit in mode observe that does not fit is not
-    taken, so its bucket tells what enforcing would have done.
+    Replies are flat integers: 1 or 0 (allowed), then per charge us until full, then per lease slots in
+    use; n that does not fit is told as -1 - n. A limit in mode observe that does not fit is not taken, so
+    its bucket tells what enforcing would have done.
     """
 
     ttl_us: int = LEASE_TTL_US
@@ -37,12 +40,12 @@ class Buckets:
     _records: dict[UUID, _Record] = field(default_factory=dict)
 
     def spend(self, spend: Spend, now_us: int) -> tuple[int, ...]:
-        """All charges and leases, or none. The same id gets the first reply again."""
+        """All charges and leases, or none. The same id gets the first reply again until it is settled."""
         known = self._record(spend.id, now_us)
         if known is not None:
-            return known.reply or (0,) * (1 + 2 * (len(spend.charges) + len(spend.leases)))
+            return known.reply or (0,) * (1 + len(spend.charges) + len(spend.leases))
         steps = [bucket.spend(self._full_at.get(c.key, 0), now_us, c) for c in spend.charges]
-        used = [len(self._purge(lease.key, now_us)) for lease in spend.leases]
+        used = [self._count(lease.key, now_us) for lease in spend.leases]
         fits = [s.allowed for s in steps] + [
             n < lease.slots for n, lease in zip(used, spend.leases, strict=True)
         ]
@@ -53,10 +56,8 @@ class Buckets:
             self._take(spend, steps, fits, now_us)
             used = [n + fit for n, fit in zip(used, fits[len(steps) :], strict=True)]
         reply = [int(allowed)]
-        for charge, fit in zip(spend.charges, fits, strict=False):
-            reply += [max(self._full_at.get(charge.key, 0) - now_us, 0), int(fit)]
-        for n, fit in zip(used, fits[len(steps) :], strict=True):
-            reply += [n, int(fit)]
+        ahead = [max(self._full_at.get(charge.key, 0) - now_us, 0) for charge in spend.charges]
+        reply += [n if fit else -1 - n for n, fit in zip(ahead + used, fits, strict=True)]
         until = now_us + (self.ttl_us if allowed else REFUSAL_TTL_US)
         self._records[spend.id] = _Record(
             "open" if allowed else "refused", until, tuple(reply), spend.charges
@@ -72,11 +73,11 @@ class Buckets:
             self._slots.get(lease.key, {}).pop(spend.id, None)
         if record is not None:
             for i, charge in enumerate(record.charges):
-                if charge.dimension == "tokens" and record.reply[2 + 2 * i]:
+                if charge.dimension == "tokens" and record.reply[1 + i] >= 0:
                     full_at = self._full_at.get(charge.key, 0)
                     actual = min(max(actual_tokens or 0, 0), UNITS_MAX)
                     self._put(charge.key, correct(full_at, now_us, charge, actual), now_us)
-        self._records[spend.id] = _Record("settled", now_us + self.ttl_us, record.reply if record else ())
+        self._records[spend.id] = _Record("settled", now_us + self.ttl_us, ())
         return record is not None
 
     def renew(self, spend: Spend, now_us: int) -> bool:
@@ -88,9 +89,9 @@ class Buckets:
         record = self._record(spend.id, now_us)
         if record is not None and record.state != "open":
             return False
-        first = 2 + 2 * len(spend.charges)
+        first = 1 + len(spend.charges)
         for i, lease in enumerate(spend.leases):
-            if record.reply[first + 2 * i] if record else lease.enforce:
+            if record.reply[first + i] >= 0 if record else lease.enforce:
                 self._slots.setdefault(lease.key, {})[spend.id] = now_us + self.ttl_us
         if record is not None:
             record.until_us = now_us + self.ttl_us
@@ -125,11 +126,17 @@ class Buckets:
         record = self._records.get(spend)
         return record if record is not None and record.until_us > now_us else None
 
-    def _purge(self, key: str, now_us: int) -> dict[UUID, int]:
-        """The leases that have not ended; those that have are forgotten."""
+    def _count(self, key: str, now_us: int) -> int:
+        """The leases that have not ended. Those that have are forgotten now and then, as Redis does it: a clock
+        that steps back finds the others again.
+        """
+        if now_us % PURGE_EVERY == 0:
+            self._purge(key, now_us)
+        return sum(until > now_us for until in self._slots.get(key, {}).values())
+
+    def _purge(self, key: str, now_us: int) -> None:
         live = {k: until for k, until in self._slots.get(key, {}).items() if until > now_us}
         if live:
             self._slots[key] = live
         else:
             self._slots.pop(key, None)
-        return live

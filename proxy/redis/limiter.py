@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.resources import files
 from struct import Struct
 from typing import Any, Literal, Self, cast
@@ -28,7 +29,7 @@ from uuid import UUID, uuid4
 
 from redis.exceptions import ResponseError
 
-from proxy.domain.bucket import LEASE_TTL_US, UNITS_MAX, Decision, Mode, Spend, decision, share
+from proxy.domain.bucket import LEASE_TTL_US, UNITS_MAX, Decision, Mode, Spend, decision, share, span_us
 from proxy.domain.bucketstore import Buckets
 from proxy.redis.client import Argument, RedisAway, RedisClient, Script
 
@@ -51,12 +52,15 @@ _DENY_RETRY_MS = 1_000
 #: a lost connection is tried once more if it was lost this soon, so that the call stays within bounds
 _SECOND_TRY_WITHIN_S = 0.05
 _PRUNE_EVERY_S = 5.0
-#: by how many numbers there are
-_DOUBLES = [Struct(f"<{n}d") for n in range(401)]
+
+
+@lru_cache(maxsize=1024)
+def _integers(how_many: int) -> Struct:
+    return Struct(f"<{how_many}q")
 
 
 def _packed(numbers: list[int]) -> bytes:
-    return _DOUBLES[len(numbers)].pack(*numbers)
+    return _integers(len(numbers)).pack(*numbers)
 
 
 @dataclass(slots=True)
@@ -68,16 +72,33 @@ class Counters:
     errors: int = 0  #: error replies of the server
 
 
-def _notes(spend: Spend) -> tuple[list[str], list[int], list[str]]:
-    """KEYS, the numbers of the limits, and the fields of the buckets."""
-    keys = [spend.record, spend.buckets] if spend.charges else [spend.record]
+def _keys(spend: Spend) -> list[str]:
+    return [spend.record, spend.buckets, *[lease.key for lease in spend.leases]]
+
+
+def _taking(spend: Spend) -> tuple[list[int], list[str]]:
+    """What `spend` says of every bucket and lease, and the fields of the buckets."""
     numbers: list[int] = []
     for c in spend.charges:
-        numbers += (c.per_minute, c.burst, c.cost, c.enforce + 2 * (c.dimension == "tokens"))
+        if c.per_minute > 0:
+            span = span_us(c.cost, c.per_minute)
+            numbers += (span, max(c.reach_us - span, 0), c.enforce)
+        else:
+            numbers += (0, -1, c.enforce)
     for lease in spend.leases:
-        keys.append(lease.key)
         numbers += (lease.slots, lease.enforce)
-    return keys, numbers, [c.key for c in spend.charges]
+    return numbers, [c.key for c in spend.charges]
+
+
+def _correcting(spend: Spend, actual: int) -> tuple[list[int], list[str]]:
+    """What `settle` says of every token bucket that could be taken, and their fields. Requests stand as taken."""
+    numbers: list[int] = []
+    fields: list[str] = []
+    for place, c in enumerate(spend.charges, 1):
+        if c.dimension == "tokens" and c.per_minute > 0:
+            numbers += (place, span_us(actual, c.per_minute) - c.span_us)
+            fields.append(c.key)
+    return numbers, fields
 
 
 class RedisLimiter:
@@ -153,7 +174,7 @@ class RedisLimiter:
             keys, args = self._program("spend", spend)
             reply = await self._ask(keys, args)
             if reply is not None:
-                return decision(spend, reply, "redis")
+                return decision(spend, _integers(len(reply) >> 3).unpack(reply), "redis")
             self.counters.failures += 1
         else:
             self._unasked.add(spend.id)
@@ -167,7 +188,7 @@ class RedisLimiter:
         if spend.id in self._unasked:
             self._unasked.remove(spend.id)
             return
-        actual = -1 if actual_tokens is None else min(max(actual_tokens, 0), UNITS_MAX)
+        actual = min(max(actual_tokens or 0, 0), UNITS_MAX)
         keys, args = self._program("settle", spend, actual)
         entry = (time.monotonic() + self._ttl_ms / 1000, keys, args)
         if self._is_away:
@@ -189,12 +210,12 @@ class RedisLimiter:
 
     # --- Redis
 
-    async def _ask(self, keys: list[str], args: list[Argument]) -> list[int] | None:
+    async def _ask(self, keys: list[str], args: list[Argument]) -> bytes | None:
         """The reply, or None after Redis was found away."""
         began = time.monotonic()
         while True:
             try:
-                reply: list[int] = await self._redis.run(SCRIPT, keys, args)
+                reply: bytes = await self._redis.run(SCRIPT, keys, args)
                 return reply
             except RedisAway as error:
                 if not error.lost or time.monotonic() - began > _SECOND_TRY_WITHIN_S:
@@ -206,13 +227,19 @@ class RedisLimiter:
                 return None
 
     def _program(self, op: str, spend: Spend, actual: int = 0) -> tuple[list[str], list[Argument]]:
-        """KEYS and ARGV of `limiter.lua`."""
-        if spend.notes is None:
-            spend.notes = _notes(spend)
-        keys, numbers, fields = spend.notes
+        """KEYS and ARGV of `limiter.lua`. `actual` tokens: 0 when the call was never made."""
+        keys = spend.notes
+        if keys is None:
+            keys = spend.notes = _keys(spend)
+        fields: list[str] = []
+        if op == "spend":
+            numbers, fields = _taking(spend)
+        elif op == "settle":
+            numbers, fields = _correcting(spend, actual)
+        else:
+            numbers = [lease.enforce for lease in spend.leases]
         now_us = self._clock_us() if self._clock_us else 0
-        packed = _packed([len(spend.charges), self._ttl_ms, now_us, actual, *numbers])
-        return keys, [op, spend.id.hex, packed, *fields]
+        return keys, [op, spend.id.hex, _packed([self._ttl_ms, now_us, *numbers]), *fields]
 
     def _deliver(self, entry: _Entry) -> asyncio.Future[Any]:
         def delivered(future: asyncio.Future[Any]) -> None:
