@@ -1,7 +1,8 @@
-"""Installs who Tollhouse is compared with, each in a place of its own under `.cache/bench`.
+"""Installs what is measured, each in a place of its own under `.cache/bench`: Tollhouse as its image has it, without
+what only its tests need, and who it is compared with.
 
-`python -m bench.install [tools] [hardcap] [litellm] [portkey]`; without names, all of them. What cannot be
-installed is said and left out: the benchmark reports it as absent.
+`python -m bench.install [tools] [tollhouse] [hardcap] [litellm] [portkey]`; without names, all of them. What cannot
+be installed is said and left out: the benchmark reports it as absent.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ CACHE = Path(__file__).resolve().parents[1] / ".cache" / "bench"
 TOOLS = ("nginx", "wrk")
 PYTHON = {"hardcap": "hardcap", "litellm": "litellm[proxy]"}
 PORTKEY = "@portkey-ai/gateway"
+RUNTIME_LOCK = Path(__file__).resolve().parents[1] / "requirements.runtime.lock"
 
 
 def tools() -> bool:
@@ -45,6 +47,29 @@ def python(name: str, *, again: bool = False) -> bool:
         return False
     pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     return _quiet([*pip, "--upgrade", PYTHON[name]])
+
+
+def tollhouse(*, again: bool = False) -> bool:
+    """The packages of the runtime lock; the code is that of the tree, found in the working directory."""
+    home = CACHE / "tollhouse"
+    mark, lock = home / "installed.lock", RUNTIME_LOCK.read_text()
+    if not again and mark.is_file() and mark.read_text() == lock:
+        return True
+    if not _quiet([sys.executable, "-m", "venv", "--clear", str(home)]):
+        return False
+    uv = [sys.executable, "-m", "uv", "pip", "install", "--python", str(home / "bin" / "python")]
+    pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check"]
+    what = ["--require-hashes", "--requirement", str(RUNTIME_LOCK)]
+    if not (_quiet([*uv, *what]) or _quiet([*pip, *what])):
+        return False
+    mark.write_text(lock)
+    return True
+
+
+def interpreter() -> str:
+    """The Python that runs Tollhouse: that of its own environment where that could be made, else this one."""
+    mark = CACHE / "tollhouse" / "installed.lock"
+    return str(mark.parent / "bin" / "python") if mark.is_file() else sys.executable
 
 
 def portkey(*, again: bool = False) -> bool:
@@ -77,6 +102,8 @@ def all_of(names: list[str], *, again: bool = False) -> dict[str, bool]:
     for name in names:
         if name == "tools":
             done[name] = tools()
+        elif name == "tollhouse":
+            done[name] = tollhouse(again=again)
         elif name == "portkey":
             done[name] = portkey(again=again)
         else:
@@ -96,7 +123,7 @@ def _quiet(command: list[str], environment: dict[str, str] | None = None) -> boo
 
 
 def main() -> int:
-    names = sys.argv[1:] or ["tools", *PYTHON, "portkey"]
+    names = sys.argv[1:] or ["tools", "tollhouse", *PYTHON, "portkey"]
     done = all_of(names, again=bool(sys.argv[1:]))
     for name, good in done.items():
         print(f"{name}: {'installed' if good else 'could not be installed, see .cache/bench/install.log'}")

@@ -6,6 +6,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,7 +22,7 @@ def describe(directory: Path) -> dict[str, Any]:
         "cores": os.cpu_count() or 1,
         "memory_mib": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20,
         "kernel": platform.release(),
-        "python": platform.python_version(),
+        "python": f"{platform.python_version()} ({platform.python_compiler()}, {sys.base_prefix})",
         "fsync_us": fsync_us(directory),
         "load_average": list(os.getloadavg()),
         "versions": {

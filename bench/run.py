@@ -259,7 +259,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="the JSON file; the table and the plot go beside it")
     options = parser.parse_args()
     form = forms.SMOKE if options.smoke else forms.QUICK if options.quick else forms.FULL
-    wanted = ["tools", *(["hardcap", "litellm", "portkey"] if form.others else [])]
+    wanted = ["tools", "tollhouse", *(["hardcap", "litellm", "portkey"] if form.others else [])]
     if not install.all_of(wanted)["tools"]:
         return 1
     results = run(form, set(filter(None, options.only.split(","))))

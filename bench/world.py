@@ -16,7 +16,6 @@ import re
 import secrets
 import shutil
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -27,7 +26,7 @@ from uuid import UUID
 
 import asyncpg
 
-from bench import processes
+from bench import install, processes
 from bench.processes import Cores
 from proxy.embedded import Bootstrap, Postgres, Role, Valkey
 from proxy.postgres.migrate import upgrade
@@ -143,7 +142,7 @@ class Tollhouse:
     def start(self) -> None:
         shutil.copytree(ROOT / "policies", self.home / "policies", dirs_exist_ok=True)
         (self.home / "policies" / "plans" / "bench.yaml").write_text(_PLAN)
-        python = [sys.executable, "-m", "proxy"]
+        python = [install.interpreter(), "-m", "proxy"]
         mine = self.cores.proxy if self.workers == 1 else self.cores.both
         log = self.home / "tollhouse.log"
         environment = self.environment()
