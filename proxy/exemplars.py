@@ -32,22 +32,17 @@ from prometheus_client.samples import Exemplar, Sample
 
 log = logging.getLogger("tollhouse.exemplars")
 
-#: characters that names and values of one exemplar may have together
-#: (https://prometheus.io/docs/specs/om/open_metrics_spec/#exemplars)
-LABELS_MAX = 128
-#: of one process, some 1,500 series; those beyond have no exemplars
-FILE_BYTES = 1 << 19
+#: of one process, some 1,000 series; those beyond have no exemplars
+FILE_BYTES = 1 << 18
 
 _PREFIX, _SUFFIX = "exemplar_", ".slots"
 _USED = struct.Struct("<q")
 _LENGTH = struct.Struct("<i")
-#: unix time, value, labels as lines of name=value
-_BODY = struct.Struct(f"<dd{LABELS_MAX + 8}s")
-_CRC = struct.Struct("<I")
-_SLOT_BYTES = _BODY.size + _CRC.size
+#: unix time, value, call
+_BODY = struct.Struct("<dd16s")
+_CRC_BYTES = 4
+_SLOT_BYTES = _BODY.size + _CRC_BYTES
 
-#: what a step may name as its example: a call, or labels that are ready
-Example = UUID | dict[str, str]
 #: a sample's name and its labels
 Series = tuple[str, frozenset[tuple[str, str]]]
 
@@ -55,16 +50,17 @@ Series = tuple[str, frozenset[tuple[str, str]]]
 class Keep(Protocol):
     """Keeps the newest exemplar of a series, which is one of the library's values."""
 
-    def __call__(self, series: Any, example: Example, value: float, at: float) -> None:
+    def __call__(self, series: Any, call: UUID, value: float, at: float) -> None:
         """`at`: unix seconds."""
         ...
 
 
-def labels_of(example: Example) -> dict[str, str]:
-    """What an exemplar says: here is the place for the id of a call's trace beside its own. Never a secret, at most
-    `LABELS_MAX` characters in all, and no line breaks.
+def labels_of(call: UUID) -> dict[str, str]:
+    """What an exemplar says: never a secret, and names and values of at most 128 characters together
+    (https://prometheus.io/docs/specs/om/open_metrics_spec/#exemplars). The id of the call's trace has its place here,
+    and 16 bytes of `_BODY`.
     """
-    return {"call_id": str(example)} if isinstance(example, UUID) else example
+    return {"call_id": str(call)}
 
 
 def keeper(directory: str | None) -> Keep | None:
@@ -80,8 +76,8 @@ def keeper(directory: str | None) -> Keep | None:
         return None
 
 
-def _with_the_library(series: Any, example: Example, value: float, at: float) -> None:
-    series.set_exemplar(Exemplar(labels_of(example), value, at))
+def _with_the_library(series: Any, call: UUID, value: float, at: float) -> None:
+    series.set_exemplar(Exemplar(labels_of(call), value, at))
 
 
 class Slots:
@@ -95,16 +91,15 @@ class Slots:
         self._slots: dict[str, tuple[int, int] | None] = {}
         self._use(_USED.size)
 
-    def keep(self, series: Any, example: Example, value: float, at: float) -> None:
-        """See `Keep`. A series for which there is no room, or whose labels are too long, has none."""
+    def keep(self, series: Any, call: UUID, value: float, at: float) -> None:
+        """See `Keep`. A series for which there is no room has none. Whoever reads does the formatting."""
         key: str = series._key  # by it the library itself tells series of several files apart
         slot = self._slots[key] if key in self._slots else self._add(key)
-        text = "\n".join([f"{name}={said}" for name, said in labels_of(example).items()]).encode()
-        if slot is None or len(text) > LABELS_MAX + 8:
+        if slot is None:
             return
         place, seed = slot
-        body = _BODY.pack(at, value, text)
-        self._map[place : place + _SLOT_BYTES] = body + _CRC.pack(zlib.crc32(body, seed))
+        body = _BODY.pack(at, value, call.bytes)
+        self._map[place : place + _SLOT_BYTES] = body + zlib.crc32(body, seed).to_bytes(_CRC_BYTES, "little")
 
     def _add(self, key: str) -> tuple[int, int] | None:
         name = key.encode()
@@ -151,8 +146,8 @@ def newest(directory: str) -> dict[Series, Exemplar]:
     for path in Path(directory).glob(f"{_PREFIX}*{_SUFFIX}"):
         try:
             with path.open("rb") as file:
-                head = file.read(_USED.size)
-                table = file.read(_USED.unpack(head)[0] - _USED.size) if len(head) == _USED.size else b""
+                head = file.read(_USED.size).ljust(_USED.size, b"\0")  # it may have just been made
+                table = file.read(max(_USED.unpack(head)[0] - _USED.size, 0))
         except FileNotFoundError:  # its process has ended meanwhile
             continue
         for series, exemplar in _entries(table):
@@ -174,14 +169,12 @@ def _entries(table: bytes) -> Iterator[tuple[Series, Exemplar]]:
         place = body + _SLOT_BYTES
         if not begin < body or place > len(table):
             return
-        key = table[begin:body]
-        (crc,) = _CRC.unpack_from(table, body + _BODY.size)
-        if crc != zlib.crc32(table[body : body + _BODY.size], zlib.crc32(key)):
+        key, crc = table[begin:body], table[place - _CRC_BYTES : place]
+        if int.from_bytes(crc, "little") != zlib.crc32(table[body : place - _CRC_BYTES], zlib.crc32(key)):
             continue
-        at, value, text = _BODY.unpack_from(table, body)
+        at, value, call = _BODY.unpack_from(table, body)
         _, name, labels, _ = json.loads(key)
-        told = dict(line.split("=", 1) for line in text.rstrip(b"\0").decode().split("\n"))
-        yield (name, frozenset(labels.items())), Exemplar(told, value, at)
+        yield (name, frozenset(labels.items())), Exemplar(labels_of(UUID(bytes=call)), value, at)
 
 
 def drop_dead(directory: str) -> None:

@@ -15,10 +15,11 @@ from __future__ import annotations
 import asyncio
 import time
 from bisect import bisect_left
+from uuid import UUID
 
 import prometheus_client
 
-from proxy.exemplars import Example, Keep, labels_of
+from proxy.exemplars import Keep, labels_of
 
 FLUSH_SECONDS = 0.1
 
@@ -34,10 +35,10 @@ class Counter(prometheus_client.Counter):
     def _metric_init(self) -> None:
         super()._metric_init()
         self._held: float = 0
-        self._example: Example | None = None
-        self._example_value = 0.0
+        self._call: UUID | None = None
+        self._call_value = 0.0
 
-    def inc(self, amount: float = 1, exemplar: Example | None = None) -> None:
+    def inc(self, amount: float = 1, exemplar: UUID | None = None) -> None:  # type: ignore[override]
         behind = _behind
         if behind is None or amount < 0:
             super().inc(amount, None if exemplar is None else labels_of(exemplar))
@@ -48,16 +49,16 @@ class Counter(prometheus_client.Counter):
             behind.append(self)
         self._held += amount
         if exemplar is not None and _keep is not None:
-            self._example, self._example_value = exemplar, amount
+            self._call, self._call_value = exemplar, amount
 
     def flush(self, at: float) -> None:
         """`at`: unix seconds."""
         held, self._held = self._held, 0
         super().inc(held)
-        example = self._example
-        if example is not None and _keep is not None:
-            self._example = None
-            _keep(self._value, example, self._example_value, at)
+        call = self._call
+        if call is not None and _keep is not None:
+            self._call = None
+            _keep(self._value, call, self._call_value, at)
 
 
 class Histogram(prometheus_client.Histogram):
@@ -68,10 +69,10 @@ class Histogram(prometheus_client.Histogram):
         self._held = 0
         self._total = 0.0
         self._counts = [0] * len(self._buckets)
-        self._examples: list[Example | None] = [None] * len(self._buckets)
-        self._example_values = [0.0] * len(self._buckets)
+        self._calls: list[UUID | None] = [None] * len(self._buckets)
+        self._call_values = [0.0] * len(self._buckets)
 
-    def observe(self, amount: float, exemplar: Example | None = None) -> None:
+    def observe(self, amount: float, exemplar: UUID | None = None) -> None:  # type: ignore[override]
         behind = _behind
         if behind is None:
             super().observe(amount, None if exemplar is None else labels_of(exemplar))
@@ -83,8 +84,8 @@ class Histogram(prometheus_client.Histogram):
         at = bisect_left(self._upper_bounds, amount)
         self._counts[at] += 1
         if exemplar is not None and _keep is not None:
-            self._examples[at] = exemplar
-            self._example_values[at] = amount
+            self._calls[at] = exemplar
+            self._call_values[at] = amount
 
     def flush(self, at: float) -> None:
         """`at`: unix seconds."""
@@ -93,11 +94,11 @@ class Histogram(prometheus_client.Histogram):
         self._held, self._total = 0, 0.0
         for number, count in enumerate(counts):
             if count:
-                bucket, example = self._buckets[number], self._examples[number]
+                bucket, call = self._buckets[number], self._calls[number]
                 bucket.inc(count)
-                if example is not None and _keep is not None:
-                    self._examples[number] = None
-                    _keep(bucket, example, self._example_values[number], at)
+                if call is not None and _keep is not None:
+                    self._calls[number] = None
+                    _keep(bucket, call, self._call_values[number], at)
 
 
 def flush() -> None:

@@ -79,7 +79,7 @@ def await_both_workers(proxy: Proxy, key: Key) -> None:
     """Call until each of the workers has named a call."""
     for number in range(100):
         files = list(Path(proxy.settings["PROMETHEUS_MULTIPROC_DIR"]).glob("exemplar_*"))
-        if len(files) == 2 and all(b"call_id=" in path.read_bytes() for path in files):
+        if len(files) == 2 and all(b"governance" in path.read_bytes() for path in files):
             return
         call(proxy, key, LLAMA, f"{number} and another")
         time.sleep(0.1)

@@ -192,11 +192,12 @@ def test_nothing_that_is_half_written_is_shown(start: Callable[[], Worker], tmp_
 
 def test_a_slot_that_fails_its_checksum_is_left_out_alone(tmp_path: Path) -> None:
     keep = kept_in(tmp_path)
-    for name in ("a_total", "b_total", "c_total"):
-        keep(value_of(name), uuid7(), 1.0, 1.0)
+    call = uuid7()
+    for name, which in (("a_total", uuid7()), ("b_total", call), ("c_total", uuid7())):
+        keep(value_of(name), which, 1.0, 1.0)
     [path] = tmp_path.iterdir()
     table = bytearray(path.read_bytes())
-    table[table.index(b"call_id=", table.index(b"b_total"))] ^= 1
+    table[table.index(call.bytes)] ^= 1
     path.write_bytes(table)
     assert {name for name, _ in newest(str(tmp_path))} == {"a_total", "c_total"}
     path.write_bytes(table[: table.index(b"c_total")])
@@ -213,7 +214,7 @@ def test_a_file_does_not_grow_beyond_its_bound(tmp_path: Path, monkeypatch: pyte
     [path] = tmp_path.iterdir()
     assert path.stat().st_size == 4096
     found = {name for name, _ in newest(str(tmp_path))}
-    assert 10 < len(found) < 30
+    assert 10 < len(found) < 60
     assert found == {f"n{number}_total" for number in range(len(found))}, "the first ones have room"
 
 
@@ -228,14 +229,8 @@ def test_without_room_for_the_file_there_are_none(
     assert "No space left" in caplog.text
 
 
-def test_a_trace_beside_the_call_has_room_and_too_much_is_left_out(tmp_path: Path) -> None:
-    keep = kept_in(tmp_path)
-    both = labels_of(uuid7()) | {"trace_id": "f" * 32}
-    assert sum(map(len, both)) + sum(map(len, both.values())) <= exemplars.LABELS_MAX
-    keep(value_of("a_total"), both, 1.0, 1.0)
-    keep(value_of("b_total"), {"long": "x" * 200}, 1.0, 1.0)
-    [exemplar] = newest(str(tmp_path)).values()
-    assert exemplar == Exemplar(both, 1.0, 1.0)
+def test_what_an_exemplar_says_is_short_enough() -> None:
+    assert sum(len(name + said) for name, said in labels_of(uuid7()).items()) <= 128
 
 
 def kept_in(directory: Path) -> exemplars.Keep:

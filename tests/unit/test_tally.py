@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
+from uuid import UUID
 
 import prometheus_client
 import pytest
@@ -123,9 +124,9 @@ async def test_the_last_call_of_those_held_back_is_named_once() -> None:
     kept: list[tuple[dict[str, str], float]] = []
     library = exemplars.keeper(None) or pytest.fail("the library keeps them")
 
-    def keep(series: Any, example: exemplars.Example, value: float, at: float) -> None:
-        kept.append((exemplars.labels_of(example), value))
-        library(series, example, value, at)
+    def keep(series: Any, call: UUID, value: float, at: float) -> None:
+        kept.append((exemplars.labels_of(call), value))
+        library(series, call, value, at)
 
     async with held_back(keep):
         times.observe(0.002, calls[0])
