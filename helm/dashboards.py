@@ -44,10 +44,12 @@ def rate(metric: str, by: str = "", where: str = NS) -> str:
 
 
 def quantiles(metric: str, where: str = NS) -> tuple[Query, ...]:
+    """The last one brings the exemplars, which would be the same for each."""
     return tuple(
         Query(
             expr=f"histogram_quantile({q}, sum by (le) (rate({metric}_bucket{{{where}}}{RATE})))",
             legend=f"p{q * 100:g}",
+            exemplars=q == 0.99,
         )
         for q in (0.5, 0.95, 0.99)
     )
@@ -177,7 +179,7 @@ def capacity() -> Dashboard:
             Panel(title="Errors of Bedrock", about="Complete error answers by kind; throttling is our shared quota, not a tenant's limit.",
                   unit="reqps", stacked=True, queries=(Query(expr=or_zero(rate("tollhouse_upstream_errors_total", "kind")), legend="{{kind}}"),)),
             Panel(title="Time upstream by model, p95", about="One sending, from send to its last byte.", unit="s",
-                  queries=(Query(expr=f'histogram_quantile(0.95, sum by (le, model) (rate(tollhouse_upstream_seconds_bucket{{{NS}, model=~"$model"}}{RATE})))', legend="{{model}}"),)),
+                  queries=(Query(expr=f'histogram_quantile(0.95, sum by (le, model) (rate(tollhouse_upstream_seconds_bucket{{{NS}, model=~"$model"}}{RATE})))', legend="{{model}}", exemplars=True),)),
             Panel(title="Calls never billed", about="Sendings that ended in VOID: errors of targets, by model.", unit="reqps",
                   queries=(Query(expr=or_zero(rate("tollhouse_calls_total", "model", f'{NS}, model=~"$model", outcome="VOID"')), legend="{{model}}"),)),
             Panel(title="In flight", about="Against TOLLHOUSE_MAX_CALLS per worker process, above which calls are refused as overload.", stacked=True,

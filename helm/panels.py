@@ -22,6 +22,8 @@ class Query:
     expr: str
     #: Grafana's legend, such as "{{model}}"
     legend: str = ""
+    #: also show the calls that its series name as exemplars
+    exemplars: bool = False
 
     @property
     def metrics(self) -> set[str]:
@@ -117,6 +119,7 @@ def _panel(panel: Panel, number: int) -> Json:
             "instant": instant,
             "range": not instant,
             **({"format": "table"} if panel.kind == "table" else {}),
+            **({"exemplar": True} if query.exemplars else {}),
         }
         for at, query in enumerate(panel.queries)
     ]

@@ -23,7 +23,7 @@ from litestar.exceptions import MethodNotAllowedException, NotFoundException
 from litestar.types import Receive, Scope, Send
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from proxy import failpoints, policyfile, tally, telemetry
+from proxy import exemplars, failpoints, policyfile, tally, telemetry
 from proxy import settings as settings_module
 from proxy.advice import PrefixLog
 from proxy.bedrock.client import BedrockUpstream
@@ -209,8 +209,9 @@ class Worker:
             prefixes=self.prefixes if s.prefix_advice else None,
             by_tenant=bool(s.tenant_role_arn),
         )
+        keep = exemplars.keeper(settings_module.multiprocess_dir()) if s.exemplars else None
         self._tasks = [
-            asyncio.create_task(tally.run()),
+            asyncio.create_task(tally.run(keep)),
             asyncio.create_task(recovery.watch(self.bank, s.state_path, _WATCH_SECONDS)),
             asyncio.create_task(self.refusals.run()),
             asyncio.create_task(sharing.run()),

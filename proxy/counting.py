@@ -151,4 +151,5 @@ def _settlement(
         why=why,
         upstream_request_id=request_id or None,
         status=response.status if response is not None else 0,
+        call=reservation.call.id,
     )

@@ -102,7 +102,7 @@ class Exchange:
             with Deadline(self.kit.bounds.call) as self._deadline:
                 self.reservation.sending(attempt)
                 self.sent_at = time.monotonic()
-                telemetry.GOVERNANCE_SECONDS.observe(self.sent_at - self.call.began)
+                telemetry.GOVERNANCE_SECONDS.observe(self.sent_at - self.call.began, self.call.id)
                 response = await self.kit.upstream.send(request)
                 self.first_byte_at = time.monotonic()
                 failpoints.reach("after_first_byte", attempt)
@@ -138,7 +138,7 @@ class Exchange:
             refusal = UpstreamUnavailable(failure.message, retry_after_ms=failure.retry_after_ms)
         else:
             refusal = UpstreamAnswer(failure.message, status=failure.status, kind=failure.kind)
-        telemetry.UPSTREAM_ERRORS.labels(failure.kind).inc()
+        telemetry.UPSTREAM_ERRORS.labels(failure.kind).inc(1, self.call.id)
         signal = signal_of(failure) if failure.void else Signal.CEILING
         again = failure.void and failure.elsewhere
         return Ending(settlement=settlement, signal=signal, refusal=refusal, try_next=again)
@@ -163,7 +163,7 @@ class Exchange:
         headers = upstream_headers(self.call.headers, self.call.dialect.heads(response.headers))
         headers += (named(leg.target.model), (b"x-tollhouse-ceiling", usd(leg.ceiling)))
         await self.sink.start(response.status, headers)
-        telemetry.FIRST_BYTE_SECONDS.observe(self.first_byte_at - self.call.began)
+        telemetry.FIRST_BYTE_SECONDS.observe(self.first_byte_at - self.call.began, self.call.id)
         self._begun = True
         feed, send = meter.feed, self.sink.send
         try:
@@ -231,7 +231,7 @@ class Exchange:
     def _settlement(
         self, attempt: UUID, state: State, why: Why, response: UpstreamResponse | None
     ) -> Settlement:
-        settlement = Settlement(attempt=attempt, state=state, why=why)
+        settlement = Settlement(attempt=attempt, state=state, why=why, call=self.call.id)
         if response is not None:
             settlement.status = response.status
             settlement.upstream_request_id = response.headers.get("x-amzn-requestid", "")[:64] or None

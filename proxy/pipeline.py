@@ -35,6 +35,8 @@ from proxy.errors import (
     Invalid,
     Refusal,
     Unavailable,
+    UpstreamAnswer,
+    UpstreamUnavailable,
 )
 from proxy.exchange import Exchange
 from proxy.keys import redacted
@@ -115,7 +117,11 @@ class Wires(Sender, Protocol):
 
 
 class RefusalLog(Protocol):
-    def count(self, caller: Caller | None, model: str | None, refusal: Refusal) -> None: ...
+    def count(
+        self, caller: Caller | None, model: str | None, refusal: Refusal, call: UUID | None = None
+    ) -> None:
+        """`call`: one that was admitted before, and has a row in the ledger."""
+        ...
 
     def label(self, caller: Caller | None) -> str:
         """A bounded metric label for the tenant."""
@@ -327,7 +333,8 @@ class Pipeline:
         if caller is None:
             telemetry.AUTHENTICATION_FAILURES.inc()
         model = call.legs[0].target.model if call else None
-        self.refusals.count(caller, model, refusal)
+        sent = call is not None and isinstance(refusal, UpstreamAnswer | UpstreamUnavailable)
+        self.refusals.count(caller, model, refusal, request.id if sent else None)
 
 
 def _route(book: Book, endpoint: Endpoint, caller: Caller, body: Mapping[str, Any]) -> Route:

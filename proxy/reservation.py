@@ -140,7 +140,7 @@ class Reservation:
         except (BankAway, TimeoutError):
             self.kit.settler.later(settlement)
         self.open = None
-        telemetry.SETTLE_SECONDS.observe(time.perf_counter() - began)
+        telemetry.SETTLE_SECONDS.observe(time.perf_counter() - began, self.call.id)
 
     def abandon(self) -> None:
         """Something unforeseen: resolve what may be held by what is known."""
@@ -150,7 +150,8 @@ class Reservation:
         if self.known is not None:
             self.kit.settler.later(self.known)
         elif self.sent:
-            self.kit.settler.later(Settlement(attempt=attempt, state=State.CEILING, why=Why.CUT))
+            cut = Settlement(attempt=attempt, state=State.CEILING, why=Why.CUT, call=self.call.id)
+            self.kit.settler.later(cut)
         else:
             self._void_later(attempt)
 
@@ -180,13 +181,16 @@ class Reservation:
     async def _admit(self, attempt: Attempt) -> Admission:
         """Ask the bank. Raises `Unavailable` when it does not answer."""
         self._hold(attempt.attempt)
-        began = time.perf_counter()
+        began, ledgered = time.perf_counter(), None
         try:
-            return await self.kit.bank.admit(attempt)
+            admission = await self.kit.bank.admit(attempt)
+            if admission.verdict is Verdict.OK:
+                ledgered = self.call.id
+            return admission
         except BankAway:
             raise Unavailable("the ledger does not answer; please retry", reason="bank_away") from None
         finally:
-            telemetry.ADMIT_SECONDS.observe(time.perf_counter() - began)
+            telemetry.ADMIT_SECONDS.observe(time.perf_counter() - began, ledgered)
 
     async def _count(self, admission: Admission, leg: Leg) -> bool:
         """Have the input counted, once, where that could make the call fit, or tell spent from held."""

@@ -24,8 +24,8 @@ from granian.log import LogLevels
 from granian.server.mp import MPServer
 from prometheus_client import CollectorRegistry, multiprocess, start_http_server
 
+from proxy import exemplars, telemetry, tls
 from proxy import settings as settings_module
-from proxy import telemetry, tls
 from proxy.errors import ConfigurationError
 from proxy.settings import Settings
 from proxy.web.admin import check_settings
@@ -96,7 +96,7 @@ class _Server(MPServer):
 
 class _Keeper(Thread):
     """What the parent does beside granian: keeps the admin's process alive where it has a port of its
-    own, and takes the live gauges of dead workers out of the metrics.
+    own, and takes the live gauges and the exemplars of dead workers out of the metrics.
     """
 
     def __init__(self, settings: Settings, directory: str) -> None:
@@ -120,6 +120,7 @@ class _Keeper(Thread):
                 pid = int(path.stem.rpartition("_")[2])
                 if not Path(f"/proc/{pid}").exists():
                     multiprocess.mark_process_dead(pid, self._directory)  # type: ignore[no-untyped-call]
+            exemplars.drop_dead(self._directory)
 
     def stop(self) -> None:
         self._ended.set()
@@ -211,7 +212,7 @@ def _granian(settings: Settings) -> _Server:
 
 def _serve_metrics(settings: Settings, directory: str) -> tuple[WSGIServer, Thread]:
     registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry, path=directory)  # type: ignore[no-untyped-call]
+    registry.register(exemplars.Collector(directory))
     try:
         return start_http_server(settings.metrics_port, settings.host, registry)
     except OSError as error:

@@ -155,6 +155,9 @@ class Settings:
         "networks that webhooks may be sent to though they are not public, such as 10.0.0.0/8, and by http",
     )
     metrics_tenants: int = _setting(100, "tenants with metric labels of their own; the others share `other`")
+    exemplars: bool = _setting(
+        True, "name the last call of each bucket and of rare counters to scrapers that ask for OpenMetrics"
+    )
 
     @property
     def state_path(self) -> Path:

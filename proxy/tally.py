@@ -4,20 +4,29 @@ prometheus-client pays a lock, a look at the process id and a store into a mappe
 is too much for what every call counts. While `run` runs, steps are held back, at most a tenth of a second; a
 worker that is killed takes those with it (the ledger has every call). Otherwise they are the library's own.
 
-This reads three of the library's private attributes: the lock file pins its version, and a test compares.
+A step may name the call it is of, as the exemplar of its bucket or counter: of those held back only the last one is
+kept, with its value and, since a step reads no clock, the time of the flush.
+
+This reads four of the library's private attributes: the lock file pins its version, and a test compares.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from bisect import bisect_left
+from uuid import UUID
 
 import prometheus_client
+
+from proxy.exemplars import Keep, labels_of
 
 FLUSH_SECONDS = 0.1
 
 #: metrics with figures of their own that are to be flushed; None while nothing is held back
 _behind: list[Counter | Histogram] | None = None
+#: where exemplars go; None while nobody wants any
+_keep: Keep | None = None
 
 
 class Counter(prometheus_client.Counter):
@@ -26,21 +35,30 @@ class Counter(prometheus_client.Counter):
     def _metric_init(self) -> None:
         super()._metric_init()
         self._held: float = 0
+        self._call: UUID | None = None
+        self._call_value = 0.0
 
-    def inc(self, amount: float = 1, exemplar: dict[str, str] | None = None) -> None:
+    def inc(self, amount: float = 1, exemplar: UUID | None = None) -> None:  # type: ignore[override]
         behind = _behind
         if behind is None or amount < 0:
-            super().inc(amount, exemplar)
+            super().inc(amount, None if exemplar is None else labels_of(exemplar))
             return
         if not amount:
             return
         if not self._held:
             behind.append(self)
         self._held += amount
+        if exemplar is not None and _keep is not None:
+            self._call, self._call_value = exemplar, amount
 
-    def flush(self) -> None:
+    def flush(self, at: float) -> None:
+        """`at`: unix seconds."""
         held, self._held = self._held, 0
         super().inc(held)
+        call = self._call
+        if call is not None and _keep is not None:
+            self._call = None
+            _keep(self._value, call, self._call_value, at)
 
 
 class Histogram(prometheus_client.Histogram):
@@ -51,25 +69,36 @@ class Histogram(prometheus_client.Histogram):
         self._held = 0
         self._total = 0.0
         self._counts = [0] * len(self._buckets)
+        self._calls: list[UUID | None] = [None] * len(self._buckets)
+        self._call_values = [0.0] * len(self._buckets)
 
-    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
+    def observe(self, amount: float, exemplar: UUID | None = None) -> None:  # type: ignore[override]
         behind = _behind
         if behind is None:
-            super().observe(amount, exemplar)
+            super().observe(amount, None if exemplar is None else labels_of(exemplar))
             return
         if not self._held:
             behind.append(self)
         self._held += 1
         self._total += amount
-        self._counts[bisect_left(self._upper_bounds, amount)] += 1
+        at = bisect_left(self._upper_bounds, amount)
+        self._counts[at] += 1
+        if exemplar is not None and _keep is not None:
+            self._calls[at] = exemplar
+            self._call_values[at] = amount
 
-    def flush(self) -> None:
+    def flush(self, at: float) -> None:
+        """`at`: unix seconds."""
         counts, self._counts = self._counts, [0] * len(self._counts)
         self._sum.inc(self._total)
         self._held, self._total = 0, 0.0
-        for bucket, count in zip(self._buckets, counts, strict=True):
+        for number, count in enumerate(counts):
             if count:
+                bucket, call = self._buckets[number], self._calls[number]
                 bucket.inc(count)
+                if call is not None and _keep is not None:
+                    self._calls[number] = None
+                    _keep(bucket, call, self._call_values[number], at)
 
 
 def flush() -> None:
@@ -77,18 +106,22 @@ def flush() -> None:
     global _behind
     if _behind:
         late, _behind = _behind, []
+        at = time.time()
         for metric in late:
-            metric.flush()
+            metric.flush(at)
 
 
-async def run() -> None:
-    """Hold counts back and flush them ten times a second, until cancelled. One at a time in a process."""
-    global _behind
-    _behind = []
+async def run(keep: Keep | None = None) -> None:
+    """Hold counts back and flush them ten times a second, until cancelled. One at a time in a process.
+
+    `keep` gets at most one exemplar of a series and flush; None: nobody wants any.
+    """
+    global _behind, _keep
+    _behind, _keep = [], keep
     try:
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
             flush()
     finally:
         flush()
-        _behind = None
+        _behind, _keep = None, None

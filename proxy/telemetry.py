@@ -3,6 +3,8 @@
 Money and tokens are exported as counters of base units (nano-dollars, tokens). Labels are bounded:
 models come from the catalogue, tenants from the directory up to a configured number, everything
 else is `other`. With several worker processes prometheus-client's multiprocess files add them up.
+Steps of single calls name the call, as the exemplar of their bucket or counter (`exemplars`): only calls
+that have a row in the ledger, where they can be looked up.
 """
 
 from __future__ import annotations
@@ -261,14 +263,14 @@ def _ended(tenant: str, model: str, operation: str, state: State) -> _Ended:
 def settled(settlement: Settlement, result: Settled) -> None:
     """Count what a settlement means for money that must never move."""
     if settlement.state is State.CEILING:
-        CEILINGS.labels(settlement.why.name.lower()).inc()
+        CEILINGS.labels(settlement.why.name.lower()).inc(1, settlement.call)
     if result.overrun:
-        OVERRUN.inc(result.overrun)
+        OVERRUN.inc(result.overrun, settlement.call)
 
 
 def moved_on(settlement: Settlement) -> None:
     if settlement.state is State.CEILING:
-        CEILINGS.labels(settlement.why.name.lower()).inc()
+        CEILINGS.labels(settlement.why.name.lower()).inc(1, settlement.call)
 
 
 def finished(tenant: str, model: str, operation: str, settlement: Settlement) -> None:
@@ -276,7 +278,7 @@ def finished(tenant: str, model: str, operation: str, settlement: Settlement) ->
     ended = _ended(tenant, model, operation, settlement.state)
     ended.calls.inc()
     if settlement.latency_ms:
-        ended.upstream_seconds.observe(settlement.latency_ms / 1000)
+        ended.upstream_seconds.observe(settlement.latency_ms / 1000, settlement.call)
     if settlement.state is not State.POST:
         return
     usage = settlement.usage

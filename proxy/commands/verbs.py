@@ -167,7 +167,7 @@ _MONEY = (
 )  # fmt: skip
 
 _RECORDS = (
-    Verb("calls", "list", "list calls, newest first", "GET", "/calls", _CALLS, _CALL),
+    Verb("calls", "list", "list calls, newest first", "GET", "/calls", (*_CALLS, *_query("call")), _CALL),
     Verb("calls", "show", "show one attempt with its entries", "GET", "/calls/{attempt}", _in_path("attempt")),
     Verb("calls", "refund", "lower a call that was charged its ceiling", "POST", "/calls/{attempt}/refund",
          (*_in_path("attempt"), *_must("amount-usd", "reason"))),

@@ -232,6 +232,7 @@ class CallFilter:
     tenant: UUID | None = None
     project: UUID | None = None
     key: UUID | None = None
+    call: UUID | None = None
     #: base model id
     model: str | None = None
     outcome: State | None = None

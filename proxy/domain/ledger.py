@@ -176,6 +176,8 @@ class Settlement:
     first_byte_ms: int = 0
     #: required to VOID a row by absence from a flight recorder; None elsewhere
     recorder: UUID | None = None
+    #: for metrics only; None where just the attempt is known
+    call: UUID | None = field(default=None, compare=False)
 
 
 class Outcome(IntEnum):

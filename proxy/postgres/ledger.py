@@ -25,6 +25,10 @@ from proxy.errors import BankAway
 _AWAY = (OSError, TimeoutError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError)
 #: an id's own time may be this far from its admission
 _ID_SLACK = dt.timedelta(minutes=6)
+#: an attempt begins at most so long after its call: another place is tried only before an answer begins
+_CALL_SPAN = dt.timedelta(hours=1)
+_OF_CALL = """t.call = :call AND t.attempt BETWEEN :first AND :last
+    AND uuid_send(t.attempt) BETWEEN uuid_send(:first_bytes) AND uuid_send(:last_bytes)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +38,7 @@ class CallFilter:
     tenant: UUID | None = None
     project: UUID | None = None
     key: UUID | None = None
+    call: UUID | None = None
     #: base model id
     model: str | None = None
     outcome: State | None = None
@@ -289,6 +294,9 @@ def _conditions(where: CallFilter) -> tuple[list[str], dict[str, Any]]:
     if where.outcome is not None:
         conditions.append("t.state = :outcome")
         parameters["outcome"] = int(where.outcome)
+    if where.call is not None:
+        conditions.append(_OF_CALL)
+        parameters |= _of_call(where.call)
     if where.since is not None:
         conditions.append("t.admitted_at >= :since AND t.attempt >= uuid7_floor(:since_id)")
         parameters |= {"since": where.since, "since_id": where.since - _ID_SLACK}
@@ -296,6 +304,14 @@ def _conditions(where: CallFilter) -> tuple[list[str], dict[str, Any]]:
         conditions.append("t.admitted_at < :until AND t.attempt < uuid7_floor(:until_id)")
         parameters |= {"until": where.until, "until_id": where.until + _ID_SLACK}
     return conditions, parameters
+
+
+def _of_call(call: UUID) -> dict[str, Any]:
+    """No index is by call, but the ids of its attempts say about its own time."""
+    at, unit = call.int >> 80, dt.timedelta(milliseconds=1)
+    first = UUID(int=max(at - _ID_SLACK // unit, 0) << 80)
+    last = UUID(int=min(at + (_CALL_SPAN + _ID_SLACK) // unit, (1 << 48) - 1) << 80)
+    return {"call": call, "first": first, "last": last, "first_bytes": first, "last_bytes": last}
 
 
 def _call(row: RowMapping) -> CallRecord:

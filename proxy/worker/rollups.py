@@ -41,8 +41,10 @@ class RefusalCounter:
         self._labelled: set[str] = set()
         self._counts: dict[Key, tuple[int, str]] = {}
 
-    def count(self, caller: Caller | None, model: str | None, refusal: Refusal) -> None:
-        telemetry.REFUSALS.labels(self.label(caller), refusal.reason).inc()
+    def count(
+        self, caller: Caller | None, model: str | None, refusal: Refusal, call: UUID | None = None
+    ) -> None:
+        telemetry.REFUSALS.labels(self.label(caller), refusal.reason).inc(1, call)
         if caller is None:
             return
         key = (caller.tenant, caller.key, refusal.reason, model)

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -13,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +84,8 @@ def _has_number(series: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def scraping(tools: Path, targets: dict[str, list[str]], root: Path) -> Iterator[Prometheus]:
-    """A Prometheus that scrapes these addresses, by job, every second."""
+def scraping(tools: Path, targets: dict[str, list[str]], root: Path, *features: str) -> Iterator[Prometheus]:
+    """A Prometheus with these features that scrapes these addresses, by job, every second."""
     root.mkdir()
     written = {
         "global": {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": "5s"},
@@ -102,6 +104,7 @@ def scraping(tools: Path, targets: dict[str, list[str]], root: Path) -> Iterator
                 f"--config.file={configuration}",
                 f"--storage.tsdb.path={root / 'data'}",
                 f"--web.listen-address=127.0.0.1:{port}",
+                *(f"--enable-feature={feature}" for feature in features),
             ],
             stdout=log,
             stderr=log,
@@ -113,6 +116,38 @@ def scraping(tools: Path, targets: dict[str, list[str]], root: Path) -> Iterator
     finally:
         process.kill()
         process.wait()
+
+
+@contextmanager
+def plain_text(address: str) -> Iterator[str]:
+    """An address that hands on what another one serves to scrapers which know the plain text format only."""
+
+    class Relay(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            try:
+                with urllib.request.urlopen(f"http://{address}{self.path}", timeout=10) as answer:
+                    kind, body = answer.headers["Content-Type"], answer.read()
+            except OSError as error:
+                self.send_error(502, str(error))
+                return
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Relay)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def _await_ready(process: subprocess.Popen[bytes], prometheus: Prometheus, log: Path) -> None:

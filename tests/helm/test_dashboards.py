@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import fromstring
@@ -22,7 +23,7 @@ from helm.panels import COLUMNS, Dashboard, Panel, Query, dashboard
 from proxy import tls
 from tests.helm.chart import CHART, REPOSITORY, labels, notes, render
 from tests.helm.localpod import free_port
-from tests.helm.prometheus import Prometheus, scraping
+from tests.helm.prometheus import Prometheus, plain_text, scraping
 from tests.support.stack import CLAUDE, LLAMA, Key, Proxy
 
 FILES = {path.stem: json.loads(path.read_text()) for path in sorted((CHART / "dashboards").glob("*.json"))}
@@ -69,6 +70,14 @@ def test_a_panel_says_what_it_shows(name: str, panel: dict[str, Any]) -> None:
 
 def _is_ratio(panel: dict[str, Any]) -> bool:
     return panel["fieldConfig"]["defaults"]["unit"] in {"percentunit", "s"}
+
+
+@pytest.mark.parametrize(("name", "panel"), EACH, ids=TITLES)
+def test_a_panel_of_latencies_shows_single_calls_once(name: str, panel: dict[str, Any]) -> None:
+    del name
+    marked = [target for target in panel["targets"] if target.get("exemplar")]
+    latencies = any("_bucket{" in target["expr"] for target in panel["targets"])
+    assert len(marked) == (1 if latencies else 0)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -136,8 +145,10 @@ def test_the_chart_hands_them_to_the_sidecar(helm_tool: Path) -> None:
 @pytest.fixture
 def service(
     database_url: str, redis_url: str, simulator: Any, tmp_path: Path, prometheus_tool: Path
-) -> Iterator[tuple[Proxy, Prometheus]]:
-    """Proxy, worker, a replica that speaks TLS, and the Prometheus that scrapes all of them."""
+) -> Iterator[tuple[Proxy, list[Prometheus]]]:
+    """Proxy, worker, a replica that speaks TLS, and two that scrape all of them: in OpenMetrics, as Prometheus
+    prefers, and in the plain text format.
+    """
     ports = {"proxy": free_port(), "worker": free_port(), "tls": free_port()}
     settings = {
         "TOLLHOUSE_METRICS_PORT": str(ports["proxy"]), "TOLLHOUSE_WORKERS": "2",
@@ -145,15 +156,19 @@ def service(
     }  # fmt: skip
     proxy = Proxy(database_url, redis_url, simulator.url, tmp_path / "state", settings=settings)
     targets = {job: [f"127.0.0.1:{port}"] for job, port in ports.items()}
-    try:
+    with ExitStack() as stack:
+        stack.callback(proxy.kill)
         proxy.start()
         proxy.start("worker", wait=False, TOLLHOUSE_METRICS_PORT=str(ports["worker"]))
         proxy.start(wait=False, **speaking_tls(tmp_path, ports["tls"]))
-        with scraping(prometheus_tool, targets, tmp_path / "prometheus") as prometheus:
+        plain = {job: [stack.enter_context(plain_text(to))] for job, [to] in targets.items()}
+        both = [
+            stack.enter_context(scraping(prometheus_tool, targets, tmp_path / "openmetrics")),
+            stack.enter_context(scraping(prometheus_tool, plain, tmp_path / "plain")),
+        ]
+        for prometheus in both:
             prometheus.await_targets(3)
-            yield proxy, prometheus
-    finally:
-        proxy.kill()
+        yield proxy, both
 
 
 def speaking_tls(folder: Path, metrics_port: int) -> dict[str, str]:
@@ -165,36 +180,50 @@ def speaking_tls(folder: Path, metrics_port: int) -> dict[str, str]:
     }  # fmt: skip
 
 
-@pytest.mark.timeout(180)
-def test_every_panel_answers(service: tuple[Proxy, Prometheus]) -> None:
-    proxy, prometheus = service
+@pytest.mark.timeout(240)
+def test_every_panel_answers(service: tuple[Proxy, list[Prometheus]]) -> None:
+    proxy, both = service
     with traffic(proxy) as tenant:
-        await_series(prometheus, "deriv(tollhouse_budget_settled_nanodollars[1h]) > 0")
-        await_series(prometheus, 'tollhouse_calls_total{outcome="CEILING"} > 0')
-        await_series(
-            prometheus, f'rate(tollhouse_provisioned_tokens_total{{target="us-east-1/{CAPACITY}"}}[20s]) > 0'
-        )
-        await_series(prometheus, "min(tollhouse_certificate_not_after_seconds) - time() > 390 * 86400")
-        await_series(prometheus, "rate(tollhouse_authentication_failures_total[20s]) > 0")
-        await_series(prometheus, f'tollhouse_provisioned_units{{target="us-east-1/{CAPACITY}"}} > 0')
-        await_series(prometheus, "count_over_time(tollhouse_calls_in_flight[20s]) >= 15")
+        for prometheus in both:
+            await_everything(prometheus)
         problems = [
             f"{name} / {panel['title']}: {problem}"
+            for prometheus in both
             for chosen in ({"tenant": ".*", "model": ".*"}, {"tenant": tenant, "model": LLAMA})
             for name, panel in EACH
             for target in panel["targets"]
             for problem in examine(prometheus, panel, target, {"namespace": ".*", **chosen})
         ]
-        drawings = [fromstring(page(board, prometheus.url, 60)) for board in FILES.values()]
+        drawings = [fromstring(page(board, both[0].url, 60)) for board in FILES.values()]
     assert not problems, "\n".join(problems)
     for board, drawing in zip(FILES.values(), drawings, strict=True):
         words = {element.text for element in drawing.iter("{http://www.w3.org/2000/svg}text")}
         assert {panel["title"] for panel in board["panels"]} <= words
         assert "none" not in words, f"a panel of {board['title']} is drawn without a figure"
-    for board in FILES.values():
-        for variable in board["templating"]["list"]:
-            if variable["type"] == "query" and variable["name"] != "namespace":
-                assert label_values(prometheus, variable["definition"]), variable["name"]
+    definitions = {
+        variable["definition"]
+        for board in FILES.values()
+        for variable in board["templating"]["list"]
+        if variable["type"] == "query" and variable["name"] != "namespace"
+    }
+    for prometheus in both:
+        for definition in definitions:
+            assert label_values(prometheus, definition), definition
+    # what a family is called tells the formats apart
+    assert ["tollhouse_calls" in prometheus.api("metadata") for prometheus in both] == [True, False]
+
+
+def await_everything(prometheus: Prometheus) -> None:
+    """Until every kind of call has been scraped for a while."""
+    await_series(prometheus, "deriv(tollhouse_budget_settled_nanodollars[1h]) > 0")
+    await_series(prometheus, 'tollhouse_calls_total{outcome="CEILING"} > 0')
+    await_series(
+        prometheus, f'rate(tollhouse_provisioned_tokens_total{{target="us-east-1/{CAPACITY}"}}[20s]) > 0'
+    )
+    await_series(prometheus, "min(tollhouse_certificate_not_after_seconds) - time() > 390 * 86400")
+    await_series(prometheus, "rate(tollhouse_authentication_failures_total[20s]) > 0")
+    await_series(prometheus, f'tollhouse_provisioned_units{{target="us-east-1/{CAPACITY}"}} > 0')
+    await_series(prometheus, "count_over_time(tollhouse_calls_in_flight[20s]) >= 15")
 
 
 def examine(

@@ -189,11 +189,15 @@ class Proxy:
         return key
 
     def await_key(self, key: Key) -> None:
-        for _ in range(200):
-            if self.request("GET", "/v1/models", key=key.bearer_token)[0] == 200:
-                return
-            time.sleep(0.02)
-        raise AssertionError("an issued key was not accepted within 4 s")
+        """Until it is accepted: so often in a row that each worker process was asked, where there are several."""
+        wanted = 1 if self.settings.get("TOLLHOUSE_WORKERS", "1") == "1" else 16
+        deadline, accepted = time.monotonic() + 4, 0
+        while accepted < wanted:
+            status, _, _ = self.request("GET", "/v1/models", key=key.bearer_token)
+            accepted = accepted + 1 if status == 200 else 0
+            if status != 200:
+                assert time.monotonic() < deadline, "an issued key was not accepted within 4 s"
+                time.sleep(0.02)
 
     def budget(self, scope: str, usd: str, **fields: Any) -> Any:
         return self.admin(

@@ -25,7 +25,7 @@ ARGUED: dict[str, str] = {
 PURE = {"domain"}
 PORTS = PURE | {"errors", "ports"}
 # Mechanisms without a policy of their own: they know no database, no Bedrock and no web.
-MECHANISMS = {"batcher", "clock", "deadline", "failpoints", "keys", "tally"}
+MECHANISMS = {"batcher", "clock", "deadline", "exemplars", "failpoints", "keys", "tally"}
 CORE = {
     "answer",
     "breaker",
@@ -57,7 +57,8 @@ ARROWS: dict[str, set[str]] = {
     "ports": PURE | {"errors"},
     "clock": set(),
     "deadline": set(),
-    "tally": set(),
+    "exemplars": set(),
+    "tally": {"exemplars"},
     "batcher": PORTS | {"clock"},
     "keys": PORTS | {"clock"},
     "failpoints": {"errors"},

@@ -4,25 +4,49 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
 
 import prometheus_client
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from proxy import tally
+from proxy import exemplars, tally
+from proxy.clock import uuid7
 
 BUCKETS = (0.001, 0.01, 0.1, 1.0)
 
 
 @pytest.fixture
 async def held() -> AsyncIterator[None]:
-    """Nothing reaches the library until `flush`."""
-    running = asyncio.create_task(tally.run())
+    """Nothing reaches the library until `flush`, and nobody wants exemplars."""
+    async with held_back(None):
+        yield
+
+
+@asynccontextmanager
+async def held_back(keep: exemplars.Keep | None) -> AsyncIterator[None]:
+    running = asyncio.create_task(tally.run(keep))
     await asyncio.sleep(0)
     yield
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+def named(*metrics: Iterable[Any]) -> dict[str, tuple[dict[str, str], float]]:
+    """Labels and value of every exemplar of these metrics, by the sample's name and `le`."""
+    return {
+        f"{sample.name} {sample.labels.get('le', '')}".strip(): (
+            sample.exemplar.labels,
+            sample.exemplar.value,
+        )
+        for metric in metrics
+        for family in metric
+        for sample in family.samples
+        if sample.exemplar
+    }
 
 
 def told(registry: CollectorRegistry) -> str:
@@ -90,3 +114,54 @@ def test_without_a_run_they_are_the_librarys_own() -> None:
     times.observe(0.05)
     assert registry.get_sample_value("h_bucket", {"le": "0.1"}) == 1
     assert registry.get_sample_value("h_sum") == 0.05
+
+
+async def test_the_last_call_of_those_held_back_is_named_once() -> None:
+    count = tally.Counter("c", "c", registry=None)
+    times = tally.Histogram("h", "h", registry=None, buckets=BUCKETS)
+    calls = [uuid7() for _ in range(3)]
+    a, b, c = ({"call_id": str(call)} for call in calls)
+    kept: list[tuple[dict[str, str], float]] = []
+    library = exemplars.keeper(None) or pytest.fail("the library keeps them")
+
+    def keep(series: Any, call: UUID, value: float, at: float) -> None:
+        kept.append((exemplars.labels_of(call), value))
+        library(series, call, value, at)
+
+    async with held_back(keep):
+        times.observe(0.002, calls[0])
+        times.observe(0.003, calls[1])
+        times.observe(0.004)
+        times.observe(5.0, calls[2])
+        count.inc(3, calls[0])
+        count.inc(2, calls[1])
+        assert not kept, "nothing is done before the flush"
+        tally.flush()
+        assert sorted(kept, key=str) == sorted([(b, 0.003), (c, 5.0), (b, 2)], key=str)
+        times.observe(0.002)
+        count.inc()
+        tally.flush()
+        assert len(kept) == 3, "a step that names nobody names nobody"
+        times.observe(0.01, calls[0])
+        tally.flush()
+    found = named(times.collect(), count.collect())
+    assert found == {"h_bucket 0.01": (a, 0.01), "h_bucket +Inf": (c, 5.0), "c_total": (b, 2)}
+
+
+async def test_none_are_kept_while_nobody_wants_them(held: None) -> None:
+    count = tally.Counter("c", "c", registry=None)
+    times = tally.Histogram("h", "h", registry=None, buckets=BUCKETS)
+    times.observe(0.002, uuid7())
+    count.inc(1, uuid7())
+    tally.flush()
+    assert named(times.collect(), count.collect()) == {}
+
+
+def test_without_a_run_exemplars_are_the_librarys_own_too() -> None:
+    count = tally.Counter("c", "c", registry=None)
+    times = tally.Histogram("h", "h", registry=None, buckets=BUCKETS)
+    call = uuid7()
+    times.observe(0.05, call)
+    count.inc(4, call)
+    labels = {"call_id": str(call)}
+    assert named(times.collect(), count.collect()) == {"h_bucket 0.1": (labels, 0.05), "c_total": (labels, 4)}

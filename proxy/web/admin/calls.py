@@ -42,6 +42,7 @@ class CallQuery:
     tenant: str | None = None
     project: str | None = None
     key: UUID | None = None
+    call: UUID | None = None
     model: str | None = None
     outcome: OutcomeName | None = None
     since: dt.datetime | None = None
@@ -146,6 +147,7 @@ async def call_filter(db: Session, who: Principal, query: CallQuery) -> CallFilt
         tenant=tenant,
         project=project,
         key=query.key,
+        call=query.call,
         model=query.model,
         outcome=None if query.outcome is None else State[query.outcome],
         since=aware("since", query.since),
@@ -222,12 +224,14 @@ class CallController(Controller):
         outcome: OutcomeName | None = None,
         since: Since = None,
         until: Until = None,
+        call: Annotated[UUID | None, Parameter(description="as `x-tollhouse-call-id` named it")] = None,
         limit: Limit = PAGE,
         cursor: Cursor = None,
     ) -> Page[CallOut]:
         query = CallQuery(
-            tenant=tenant, project=project, key=key, model=model, outcome=outcome, since=since, until=until
-        )
+            tenant=tenant, project=project, key=key, call=call, model=model, outcome=outcome, since=since,
+            until=until,
+        )  # fmt: skip
         return await desk_of_calls.list(who, query, limit, cursor)
 
     @get("/{attempt:uuid}", summary="Show one attempt with every entry about its money")

@@ -149,6 +149,20 @@ async def test_calls_are_filtered_and_paged_newest_first(admin, world, refused) 
         refused(await admin.ask("GET", f"/calls?{wrong}"), 400)
 
 
+async def test_a_call_is_found_by_the_id_that_its_answer_and_the_metrics_name(admin, world, refused) -> None:
+    for slug in ("acme", "acme", "other"):
+        await world.call(slug, A, 1)
+    items = (await admin.get("/calls"))["items"]
+    assert len({item["id"] for item in items}) == 3
+    for item in items:
+        assert (await admin.get(f"/calls?call={item['id']}"))["items"] == [item]
+        assert (await admin.get(f"/calls?call={item['id']}&tenant={item['tenant']}"))["items"] == [item]
+    assert (await admin.get(f"/calls?call={items[0]['id']}&tenant=acme"))["items"] == []
+    for nobodys in (UUID(int=0), uuid4(), UUID(int=(1 << 128) - 1)):
+        assert (await admin.get(f"/calls?call={nobodys}"))["items"] == []
+    refused(await admin.ask("GET", "/calls?call=x"), 400)
+
+
 async def test_spend_is_summed_by_what_one_asks(admin, world, refused) -> None:
     for slug, model, cost in (
         ("acme", A, 10**9),
