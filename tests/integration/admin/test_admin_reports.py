@@ -8,6 +8,7 @@ import io
 import time
 from typing import Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import pytest
 from sqlalchemy import text
@@ -18,6 +19,7 @@ from tests.integration.admin.ledgers import Past, next_month
 from tests.support.stack import nano
 
 A, B = "meta.llama-a-v1:0", "meta.llama-b-v1:0"
+KIWI = ZoneInfo("Pacific/Auckland")
 LAST_MONTH = (dt.date.today().replace(day=1) - dt.timedelta(days=1)).replace(day=1)
 
 
@@ -34,7 +36,7 @@ async def past(admin, owner) -> Past:
 async def keys(admin) -> dict[str, UUID]:
     """One tenant in UTC, one in Auckland (UTC+12 or +13)."""
     made = {}
-    for slug, zone in (("acme", "UTC"), ("kiwi", "Pacific/Auckland")):
+    for slug, zone in (("acme", "UTC"), ("kiwi", KIWI.key)):
         await admin.tenant(slug, time_zone=zone)
         await admin.post(f"/tenants/{slug}/projects", {"id": "search", "name": "Search"})
         made[slug] = UUID((await admin.key(slug, project="search"))["id"])
@@ -138,7 +140,7 @@ async def test_statements_add_up_to_the_ledger_and_never_change(admin, past, key
         f"{before:%Y-%m}",
     ]
     refused(await admin.ask("POST", f"{path}/{before:%Y-%m}"), 409)  # an earlier month than the last
-    refused(await admin.ask("POST", f"{path}/{next_month(LAST_MONTH):%Y-%m}"), 409)  # it still runs
+    refused(await admin.ask("POST", f"{path}/{dt.datetime.now(KIWI):%Y-%m}"), 409)  # it still runs
     for wrong in ("2026-13", "2026", "202611", "x"):
         refused(await admin.ask("GET", f"{path}/{wrong}"), 400)
     sheet = await admin.ask("GET", f"{path}/{LAST_MONTH:%Y-%m}?format=csv")
