@@ -1,8 +1,9 @@
-"""Natural batching: while one batch is away, the next gathers. There is no timer and no tuning.
+"""Natural batching: while one batch is away, the next gathers. There is no timer.
 
 An idle batcher sends at once, together with whatever else was submitted in the same turn of the event
 loop; a busy one sends everything that gathered meanwhile as soon as the batch before is back. So a
-quiet system pays no wait and a busy one shares each trip.
+quiet system pays no wait and a busy one shares each trip. Where a trip is dear, a crowd is let grow for a
+few turns of the loop: what is ready to run submits its items, too, instead of just missing the batch.
 
 Obligations of `send`: it takes 1 to `max_items` items and returns one result per item, in order. An
 exception in a result's place goes to that item's caller alone; one that `send` raises goes to every
@@ -15,6 +16,9 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, TypeVar
+
+#: so many that gathered while one batch was away are a crowd: more will come in the loop's next turns
+CROWD = 4
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -87,8 +91,11 @@ class Batcher(Generic[Item, Result]):
         *,
         max_items: int = 256,
         max_waiting: int = 4096,
+        turns: int = 0,
     ) -> None:
+        """`turns`: of the event loop, for which a crowd waits before it is sent."""
         self._send = send
+        self._turns = turns
         self._max_items = max_items
         self._max_waiting = max_waiting
         self._queue: deque[_Entry[Item, Result]] = deque()
@@ -154,6 +161,9 @@ class Batcher(Generic[Item, Result]):
         try:
             while batch := self._next_batch():
                 await self._send_batch(batch)
+                if self._waiting >= CROWD:
+                    for _ in range(self._turns):
+                        await asyncio.sleep(0)
         except asyncio.CancelledError:  # the loop is closing
             for entry in self._queue:
                 entry.future.cancel()

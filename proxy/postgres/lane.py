@@ -45,6 +45,9 @@ SUSPICION_S = 1.0
 JUDGE_S = 0.25
 #: plans are made anew this often, for what the tables have become
 PLAN_AGE_S = 60.0
+#: turns of the event loop for which a crowd waits. At 16 calls at once a statement takes 8.5 items so instead of 6.9,
+#: and most of a statement's cost, here and in Postgres, is the same for any number
+CROWD_TURNS = 4
 #: first two characters of SQLSTATEs that blame the data of a batch: data, integrity, raised by our SQL
 _POISON_CLASSES = {"22", "23", "P0", "TH"}
 
@@ -90,7 +93,7 @@ class Lane:
         #: tenants (or attempts, where the tenant is not known) whose accounts were locked, and until when
         self._suspects: dict[UUID, float] = {}
         self.batcher: Batcher[tuple[UUID, Item], Answer] = Batcher(
-            self.send, max_items=max_items, max_waiting=max_waiting
+            self.send, max_items=max_items, max_waiting=max_waiting, turns=CROWD_TURNS
         )
 
     async def connect(self) -> asyncpg.Connection[asyncpg.Record]:

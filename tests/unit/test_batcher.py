@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from proxy.batcher import Batcher, BatcherClosedError, BatcherFullError
+from proxy.batcher import CROWD, Batcher, BatcherClosedError, BatcherFullError
 
 
 class Counter:
@@ -49,6 +49,24 @@ async def test_while_one_batch_is_away_the_next_gathers_up_to_its_bound() -> Non
     assert await asyncio.gather(first, *rest) == [2, 4, 6, 8, 10, 12]
     assert counter.batches == [[1], [2, 3, 4], [5, 6]]
     assert batcher.waiting == 0
+
+
+@pytest.mark.parametrize(("crowd", "together"), [(CROWD, True), (CROWD - 1, False)])
+async def test_a_crowd_waits_for_what_comes_in_the_next_turns(crowd: int, together: bool) -> None:
+    counter = Counter()
+    counter.gate.clear()
+    batcher = Batcher(counter.send, turns=8)
+    first = asyncio.create_task(batcher.submit(0))
+    await _turn()
+    gathered = [asyncio.create_task(batcher.submit(n)) for n in range(1, crowd + 1)]
+    await _turn()
+    counter.gate.set()
+    await first
+    late = asyncio.create_task(batcher.submit(9))
+    await asyncio.gather(*gathered, late)
+    assert counter.batches[0] == [0]
+    assert (9 in counter.batches[1]) is together
+    assert [n for batch in counter.batches for n in batch] == [0, *range(1, crowd + 1), 9]
 
 
 async def test_an_error_in_ones_place_is_his_alone() -> None:
