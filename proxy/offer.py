@@ -112,12 +112,11 @@ class Offer:
             return self
         return replace(self, limit=most, raw=self.dialect.with_output_limit(self.body, self.raw, most))
 
-    def at_best(self) -> Offer:
-        """The same with less input than any count could make of it."""
+    def at_best(self) -> Bound:
+        """Its bound with less input than any count could make of it."""
         given = self.bound.input_tokens
         whole = given >= self.route.model.context_tokens  # images, documents: nothing is known of their size
-        least = replace(self.bound, input_tokens=0 if whole else given // _BYTES_PER_TOKEN_MAX)
-        return replace(self, bound=least)
+        return replace(self.bound, input_tokens=0 if whole else given // _BYTES_PER_TOKEN_MAX)
 
     def counted(self, tokens: int) -> Offer:
         """The same with at most so many input tokens."""
@@ -254,7 +253,10 @@ class Menu:
     def at_best(self, tokens: int | None = None) -> int:
         """Less than the ceiling of the first way could be if its input were counted."""
         way = self._ways[0]
-        return way.offer.at_best().way(way.site).limited(tokens)
+        offer, site = way.offer, way.site
+        bound = asked_of(site.target, offer.operation, offer.at_best())
+        limit = offer.limit if tokens is None else min(tokens, offer.limit)
+        return site.priced.ceiling(bound, limit, time.time(), offer.horizon)
 
     async def question(self) -> Question | None:
         """How many input tokens the first way has, None when Bedrock does not count it."""

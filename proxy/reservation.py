@@ -55,6 +55,7 @@ class Reservation:
             attempt = self._mint(leg)
             admission = await self._admit(attempt)
             if _is_held(admission):
+                self.kit.spent.note(self.call.caller.key, leg.model_label, admission)
                 if waited is not None:  # there may be room for the next one, too
                     self.kit.queue.freed((waited,))
                 if self.call.legs is not self._full:
@@ -255,7 +256,9 @@ def still_spent(kit: Kit, call: Call) -> Refusal | None:
         return None
     least = call.floor(admission.clamp_floor) if admission.clamp_floor else leg.ceiling
     best = least if call.countable is None else call.countable.at_best(admission.clamp_floor or None)
-    if admission.settled + min(least, best) <= admission.limit:
+    if admission.settled + min(least, best) <= admission.limit or kit.spent.due(
+        call.caller.key, leg.model_label
+    ):
         return None
     return call.deny(admission, leg.ceiling, least)
 

@@ -9,6 +9,7 @@ would fit if enough of what is reserved came back.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from proxy.domain.bucket import Decision, Lease
 from proxy.domain.ledger import Admission, Verdict
@@ -73,6 +74,7 @@ def usd(nano: int) -> str:
     return f"{sign}{whole}.{decimals}"
 
 
+@lru_cache(maxsize=1024)
 def _resets(at: int) -> str:
     if not at:
         return "it does not reset"

@@ -8,11 +8,11 @@ nobody retries; one that passes by itself carries both retry headers, because bo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from uuid import uuid4
 
 import orjson
 
 from proxy import errors
+from proxy.clock import uuid7
 from proxy.web.routes import Wire
 
 Headers = list[tuple[bytes, bytes]]
@@ -98,7 +98,7 @@ def upstream_error(wire: Wire, status: int, kind: str, text: str) -> tuple[int, 
 
 
 def message(wire: Wire, shape: Shape, text: str) -> tuple[int, Headers, bytes]:
-    request_id = str(uuid4()).encode()
+    request_id = str(uuid7()).encode()
     headers: Headers = [
         (b"content-type", b"application/json"),
         (b"x-amzn-requestid", request_id),

@@ -12,7 +12,7 @@ from proxy.domain.denial import not_admitted
 from proxy.domain.ledger import Admission, Verdict
 from proxy.errors import BudgetSpent, Refusal
 from proxy.reservation import still_spent
-from proxy.spent import SECONDS, Spent
+from proxy.spent import LONGEST_SECONDS, SECONDS, Spent
 
 KEY = uuid4()
 MODEL = 7
@@ -66,6 +66,32 @@ def test_who_was_denied_is_denied_again_for_a_moment(spent: Spent, clock: Clock)
     assert isinstance(judged(spent, 11), BudgetSpent)
     clock.now += 0.001
     assert judged(spent, 11) is None
+
+
+def test_one_asks_again_and_the_others_hear_the_old_answer_until_there_is_a_new_one(
+    spent: Spent, clock: Clock
+) -> None:
+    spent.note(KEY, MODEL, no())
+    clock.now += SECONDS + 0.001
+    assert [judged(spent, 11) is None for _ in range(4)] == [True, False, False, False]
+    spent.note(KEY, MODEL, no(settled=95))
+    clock.now += SECONDS
+    assert isinstance(judged(spent, 11), BudgetSpent)
+    clock.now += 0.001
+    assert judged(spent, 11) is None
+    spent.note(KEY, MODEL, Admission(verdict=Verdict.OK))
+    assert judged(spent, 11) is None, "money came in"
+    assert judged(spent, 11) is None
+
+
+def test_an_answer_that_does_not_come_back_is_not_repeated_for_ever(spent: Spent, clock: Clock) -> None:
+    spent.note(KEY, MODEL, no())
+    clock.now += SECONDS + 0.001
+    assert judged(spent, 11) is None
+    clock.now += LONGEST_SECONDS - SECONDS - 0.002
+    assert isinstance(judged(spent, 11), BudgetSpent)
+    clock.now += 0.002
+    assert [judged(spent, 11) for _ in range(3)] == [None] * 3
 
 
 def test_who_might_fit_asks_the_bank(spent: Spent) -> None:
