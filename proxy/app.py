@@ -330,7 +330,7 @@ class Worker:
         """Keep the gauges, and close the door while our clock and the bank's disagree."""
         while True:
             telemetry.IN_FLIGHT.set(len(self.kit.running))
-            telemetry.DRAINING.set(self.kit.draining)
+            telemetry.DRAINING.set(len(self.kit.draining))
             telemetry.DIRECTORY_AGE.set(self.directory.age_seconds)
             telemetry.UNSETTLED.set(self.kit.settler.waiting)
             self.kit.breakers.export()

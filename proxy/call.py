@@ -178,7 +178,8 @@ class Kit:
     counts: Counts | None = None
     spent: Spent = field(default_factory=Spent)
     running: set[Running] = field(default_factory=set)
-    draining: int = 0
+    #: those whose client has left
+    draining: set[Running] = field(default_factory=set)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -202,8 +202,8 @@ class Exchange:
         if self._draining or self._deadline is None:
             return
         self._draining = True
-        self.kit.draining += 1
-        over = self.kit.draining > self.kit.bounds.drain_calls
+        self.kit.draining.add(self)
+        over = len(self.kit.draining) > self.kit.bounds.drain_calls
         self._deadline.move(0 if over else self.kit.bounds.drain)
 
     # ---- settle ------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ class Exchange:
     async def _leave(self) -> None:
         self.kit.running.discard(self)
         if self._draining:
-            self.kit.draining -= 1
+            self.kit.draining.discard(self)
         if self.usage is not None and self.call.learn is not None:
             self.call.learn(self.usage)
         if self.call.spend is not None:
