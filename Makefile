@@ -98,8 +98,8 @@ format: $(READY) ## Format and mend what ruff can mend
 
 lock: $(READY) ## Resolve both lock files again from pyproject.toml (keeps what still fits)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
-	$(COMPILE) --extra embedded --group dev --output-file requirements.lock
-	$(COMPILE) --constraint requirements.lock --no-annotate --output-file requirements.runtime.lock
+	$(COMPILE) --extra embedded --extra otel --group dev --output-file requirements.lock
+	$(COMPILE) --extra otel --constraint requirements.lock --no-annotate --output-file requirements.runtime.lock
 
 clean: ## Remove the virtual environment and every cache; `make run`'s data stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

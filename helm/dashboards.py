@@ -204,6 +204,8 @@ def capacity() -> Dashboard:
                   queries=(Query(expr=or_zero(f"bottomk(10, max by (model) (tollhouse_model_end_of_life_seconds{{{NS}}}) - time() > 0)"), legend="{{model}}"),)),
             Panel(title="Inputs counted", about="Inputs whose exact size decided whether a budget suffices: exact; never: the model cannot count; later: too many at once.",
                   unit="reqps", stacked=True, queries=(Query(expr=or_zero(rate("tollhouse_counts_total", "result")), legend="{{result}}"),)),
+            Panel(title="Spans of traces", about="What became of them: exported; export_failed: the collector did not take them; queue_full: it is too slow. Calls do not depend on it.",
+                  unit="reqps", stacked=True, queries=(Query(expr=or_zero(rate("tollhouse_trace_spans_total", "result")), legend="{{result}}"),)),
         ),
     )  # fmt: skip
 

@@ -59,6 +59,8 @@ def setting(kind: Any, about: str) -> Schema:
         return {**BOOLEAN, "description": about}
     if kind is int:
         return {**WHOLE, "description": about}
+    if kind is float:
+        return {"type": "number", "minimum": 0, "maximum": 1, "description": about}
     if get_origin(kind) is Literal:
         return {"enum": list(get_args(kind)), "description": about}
     return {**STRING, "description": about}
@@ -136,6 +138,7 @@ def exposure() -> dict[str, Schema]:
             redisPorts=listed(PORT),
             redisTo=KUBERNETES_LIST,
             httpsCidrs=listed(TEXT),
+            collectorTo=KUBERNETES_LIST,
             extraEgress=KUBERNETES_LIST,
         ),
         "ingress": closed(
@@ -196,7 +199,9 @@ def operations() -> dict[str, Schema]:
 
 
 def schema() -> Schema:
-    names = ("databaseUrl", "migrationDatabaseUrl", "redisUrl", "masterKey", "previousMasterKey", "adminKey")
+    names = (
+        "databaseUrl", "migrationDatabaseUrl", "redisUrl", "masterKey", "previousMasterKey", "adminKey", "otlpHeaders",
+    )  # fmt: skip
     policies = closed(
         files={
             "type": "object",

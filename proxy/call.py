@@ -45,6 +45,8 @@ class Leg:
     asked: tuple[str, str] = ("default", "standard")
     #: adds to usage what an answer does not tell, given when it was sent; None where it tells all
     completed: Callable[[Usage, float], Usage] | None = None
+    #: guardrail that the request names, None for none
+    guardrail: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -197,7 +197,7 @@ class Way:
             target=site.target, priced=site.priced, ceiling=self.limited(limit), limit=tokens,
             model_label=site.model_label, target_label=site.target_label, price_label=site.price_label,
             request=partial(offer.request, site.target, raw, bound), asked=(bound.tier, bound.latency),
-            completed=partial(site.priced.completed, told) if more else None,
+            completed=partial(site.priced.completed, told) if more else None, guardrail=told.guardrail_id,
         )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ from proxy.offer import Menu, Offer, Sender, output_limit
 from proxy.ports import PRICE, TAGS, Labels, Sink, Spoken
 from proxy.reservation import still_spent
 from proxy.ruling import Asked, Ruler
-from proxy.sharing import Lead, Sharing
+from proxy.sharing import Lead
 from proxy.sites import Book, Sites
 
 
@@ -128,12 +128,20 @@ class RefusalLog(Protocol):
         ...
 
 
+class Sharers(Protocol):
+    """Answers without a sending (see `proxy.sharing.Sharing`)."""
+
+    async def enter(self, call: Call, sink: Sink) -> Lead | None: ...
+
+    def landed(self, lead: Lead) -> None: ...
+
+
 @dataclass(slots=True, kw_only=True)
 class Pipeline:
     """One per worker. `handle` returns when the answer is complete, or raises `Refusal`."""
 
     kit: Kit
-    sharing: Sharing
+    sharing: Sharers
     authenticator: Authenticator
     book: Callable[[], Book]
     wires: Wires

@@ -28,6 +28,7 @@ from proxy import exemplars, telemetry, tls
 from proxy import settings as settings_module
 from proxy.errors import ConfigurationError
 from proxy.settings import Settings
+from proxy.tracing import collector
 from proxy.web.admin import check_settings
 
 #: header deadline, milliseconds
@@ -149,6 +150,7 @@ def check(settings: Settings) -> None:
     if missing:
         raise ConfigurationError(f"{', '.join(missing)} must be set (`tollhouse run` needs none of them)")
     _check_upstream(settings)
+    collector.check(settings.otlp_endpoint, settings.otlp_headers)
     check_settings(settings)
 
 

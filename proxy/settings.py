@@ -127,6 +127,15 @@ class Settings:
     max_calls: int = _setting(2000, "calls in flight per worker before new ones are refused as overload")
     body_seconds: int = _setting(30, "longest time a request body may take to arrive")
     shutdown_seconds: int = _setting(3900, "grace for running calls on SIGTERM")
+    otlp_endpoint: str = _setting(
+        "", "collector that traces are sent to by OTLP/HTTP, such as http://collector:4318; off when empty"
+    )
+    otlp_headers: str = _setting(
+        "", "headers for that collector, name=value pairs with commas, values percent-encoded", secret=True
+    )
+    trace_sample: float = _setting(
+        0.01, "share of calls that are traced, 0 to 1; a client's traceparent decides for its own calls"
+    )
     leave_seconds: int = _setting(
         1, "time from SIGTERM, when /health/ready turns 503, to the last accepted connection"
     )
@@ -218,6 +227,11 @@ def _parse(kind: Any, text: str) -> Any:
         if number < 0:
             raise ValueError("expected a number of at least 0")
         return number
+    if kind is float:
+        share = float(text)
+        if not 0 <= share <= 1:
+            raise ValueError("expected a share from 0 to 1")
+        return share
     if get_origin(kind) is Literal:
         if text not in get_args(kind):
             raise ValueError(f"expected one of {', '.join(get_args(kind))}")

@@ -16,6 +16,7 @@ import time
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
+import prometheus_client
 from prometheus_client import Gauge
 
 from proxy.domain.ledger import Settled, Settlement, State
@@ -228,6 +229,11 @@ CLAMPED = Counter(
 )
 FAILOVERS = Counter(
     "tollhouse_failovers_total", "Sendings after a failed one of the same call", ["model", "served"]
+)
+TRACE_SPANS = prometheus_client.Counter(  # the library's own: the exporting thread counts, too
+    "tollhouse_trace_spans_total",
+    "Spans of traced calls by what became of them: exported, queue_full, export_failed",
+    ["result"],
 )
 SWEPT = Counter("tollhouse_swept_total", "Attempts resolved by the sweeper")
 RECOVERED = Counter("tollhouse_recovered_total", "Attempts resolved from a flight recorder", ["outcome"])

@@ -124,7 +124,7 @@ def test_the_secret_has_the_keys_that_the_chart_reads() -> None:
     wanted = yaml.safe_load((REPOSITORY / "helm" / "tollhouse" / "values.yaml").read_text())["secrets"]
     text = (DOCS / "install.md").read_text().partition("## 5. The Secret")[2]
     made = set(re.findall(r"--from-literal=([a-z-]+)=", text))
-    optional = {"previous-master-key"}
+    optional = {"previous-master-key", "otlp-headers"}
     assert made == {entry["key"] for entry in wanted.values()} - optional
 
 

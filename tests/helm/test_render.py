@@ -92,6 +92,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"config": {"master_key": "x"}}, "master_key"),
     ({"config": {"limiter_fallback": "shrug"}}, "limiter_fallback"),
     ({"config": {"shutdown_seconds": 1}}, "shutdown_seconds"),
+    ({"config": {"trace_sample": 5}}, "trace_sample"),
+    ({"config": {"otlp_headers": "x=y"}}, "otlp_headers"),
     ({"image": {"digest": "sha256:abc"}}, "digest"),
     ({"aws": {"roleArn": "tollhouse"}}, "roleArn"),
     ({"aws": {"region": "Frankfurt"}}, "region"),
@@ -118,6 +120,7 @@ CANNOT_WORK: list[tuple[dict[str, Any], str]] = [
     ({"ingress": {"enabled": True}}, "ingress.hosts"),
     ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs"),
     ({"policies": {"existingConfigMap": "x"}}, "policies.items"),
+    ({"config": {"otlp_endpoint": "http://collector"}}, "networkPolicy.collectorTo: say where"),
 ]
 
 
@@ -186,7 +189,7 @@ def test_every_setting_can_be_given() -> None:
             "aws": {"endpointUrl": "https://a.example.org", "controlEndpointUrl": "https://b.example.org"},
             "tls": {"existingSecret": "tls"}, "policies": {"files": {"plans/own.yaml": "plans: []"}},
             "admin": {"separatePort": True},
-            "secrets": {"previousMasterKey": {"existingSecret": "tollhouse"}},
+            "secrets": {name: {"existingSecret": "tollhouse"} for name in ("previousMasterKey", "otlpHeaders")},
         }
     )  # fmt: skip
     given = set(environment(container(chart.proxy))) | set(environment(container(chart.find("Job"))))
@@ -194,7 +197,14 @@ def test_every_setting_can_be_given() -> None:
     assert {n for n in names if f"TOLLHOUSE_{n.upper()}" not in given} == {"surface", "upstream"}
 
 
+def test_a_share_stays_a_share() -> None:
+    """Helm reads every number as a float."""
+    values = {"config": {"trace_sample": 0.05, "max_calls": 1000000}}
+    given = environment(container(render(values).proxy))
+    assert (given["TOLLHOUSE_TRACE_SAMPLE"], given["TOLLHOUSE_MAX_CALLS"]) == ("0.05", "1000000")
+
+
 def _some(spec: dict[str, Any]) -> Any:
     if "enum" in spec:
         return spec["enum"][0]
-    return {"integer": 7, "boolean": True, "string": "x"}[spec["type"]]
+    return {"integer": 7, "number": 0.5, "boolean": True, "string": "x"}[spec["type"]]

@@ -112,6 +112,9 @@ def test_the_role_is_on_the_service_account() -> None:
     assert notes(account)["eks.amazonaws.com/role-arn"] == "arn:aws:iam::123456789012:role/tollhouse-bedrock"
 
 
+TRACED: dict[str, Any] = {
+    "config": {"otlp_endpoint": "http://collector.monitoring:4318", "trace_sample": 0.05}
+}
 CANARIES = {
     name: {"value": f"canary-{name}-7f3a"}
     for name in (
@@ -121,6 +124,7 @@ CANARIES = {
         "masterKey",
         "previousMasterKey",
         "adminKey",
+        "otlpHeaders",
     )
 }
 
@@ -149,6 +153,16 @@ def test_the_owner_of_the_tables_is_known_to_the_migration_only() -> None:
         assert ("TOLLHOUSE_ADMIN_KEY" in names) <= name.startswith("Deployment/"), name
 
 
+def test_the_headers_for_the_collector_are_known_to_the_proxy_only_and_only_with_a_collector() -> None:
+    values: dict[str, Any]
+    for values, knows in (({}, 0), (TRACED, 1)):
+        chart = render({**values, "secrets": CANARIES})
+        found = [name for name, pod in chart.pods() for container in pod["containers"]
+                 if "TOLLHOUSE_OTLP_HEADERS" in {e["name"] for e in container.get("env", [])}]  # fmt: skip
+        assert len(found) == knows
+        assert all(name.startswith("Deployment/") and not name.endswith("-worker") for name in found)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_secrets_come_by_reference(shape: str) -> None:
     secret = {
@@ -158,6 +172,7 @@ def test_secrets_come_by_reference(shape: str) -> None:
         "MASTER_KEY",
         "PREVIOUS_MASTER_KEY",
         "ADMIN_KEY",
+        "OTLP_HEADERS",
     }
     seen = set()
     for name, pod in render(shape=shape).pods():
@@ -167,7 +182,7 @@ def test_secrets_come_by_reference(shape: str) -> None:
                 if short in secret or variable["name"].startswith("AWS_SECRET"):
                     assert set(variable["valueFrom"]) == {"secretKeyRef"}, (name, variable)
                     seen.add(short)
-    assert seen == secret
+    assert seen == secret - (set() if shape == "full" else {"OTLP_HEADERS"})
 
 
 def test_no_secret_object_without_values() -> None:
@@ -188,6 +203,19 @@ def test_network_policies_close_what_is_not_needed(shape: str) -> None:
                 block = peer.get("ipBlock", {})
                 if block.get("cidr") == "0.0.0.0/0":
                     assert "169.254.169.254/32" in block["except"]
+
+
+def test_a_collector_opens_its_port_for_the_proxy() -> None:
+    def ports(values: dict[str, Any]) -> dict[str, list[Any]]:
+        return {p["metadata"]["name"].rsplit("-", 1)[1]: [r for r in p["spec"]["egress"] if {"port": 4318, "protocol": "TCP"} in r["ports"]]
+                for p in render(values).kind("NetworkPolicy")}  # fmt: skip
+
+    somewhere = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+    assert ports({}) == {"proxy": [], "worker": []}
+    [rule] = ports(TRACED)["proxy"]
+    assert "to" not in rule and ports(TRACED)["worker"] == []
+    [rule] = ports({**TRACED, "networkPolicy": {"collectorTo": somewhere}})["proxy"]
+    assert rule["to"] == somewhere
 
 
 def test_pod_identity_opens_its_agent_only_when_it_is_used() -> None:

@@ -80,6 +80,7 @@ ARROWS: dict[str, set[str]] = {
     "pricefile": PURE | {"errors"},
     "embedded": {"errors"},
     "simulator": set(),
+    "tracing": PORTS | MECHANISMS | CORE,
 }
 #: Composition roots: they know every room, and no other room knows them.
 ROOTS = {"app", "background", "cli", "commands", "runner", "seed", "server", "__main__"}
@@ -94,6 +95,7 @@ BORDERS: dict[str, set[str]] = {
     "sqlalchemy": {"postgres"} | ROOTS,
     "alembic": {"postgres"} | ROOTS,
     "granian": {"simulator"} | ROOTS,
+    "opentelemetry": {"tracing"},
 }
 #: Reading a clock, the environment, chance or the outside world makes the domain untestable by table.
 IMPURE = {

@@ -26,7 +26,11 @@
 {{- define "tollhouse.configEnv" -}}
 {{- range $key, $value := .Values.config }}
 - name: TOLLHOUSE_{{ upper $key }}
-  value: {{ ternary (printf "%d" (int64 (ternary $value 0 (kindIs "float64" $value)))) (toString $value) (kindIs "float64" $value) | quote }}
+  {{- if and (kindIs "float64" $value) (eq (floor $value) $value) }}
+  value: {{ printf "%d" (int64 $value) | quote }}
+  {{- else }}
+  value: {{ toString $value | quote }}
+  {{- end }}
 {{- end }}
 {{- end -}}
 

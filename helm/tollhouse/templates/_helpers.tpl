@@ -51,6 +51,17 @@ app.kubernetes.io/version: {{ (index . 0).Values.image.tag | default (index . 0)
 {{- end -}}
 {{- end -}}
 
+{{/* The port of the collector of traces. */}}
+{{- define "tollhouse.collectorPort" -}}
+{{- $url := urlParse .Values.config.otlp_endpoint -}}
+{{- $usual := dict "https" "443" "http" "80" -}}
+{{- $port := regexFind ":[0-9]+$" $url.host | trimPrefix ":" | default (dig $url.scheme "4318" $usual) -}}
+{{- if and (eq $port "80") (not .Values.networkPolicy.collectorTo) -}}
+{{- fail "networkPolicy.collectorTo: say where the collector is; port 80 of every address is also the instance metadata's" -}}
+{{- end -}}
+{{- $port -}}
+{{- end -}}
+
 {{/* Seconds one call may take; the default is that of TOLLHOUSE_CALL_SECONDS. */}}
 {{- define "tollhouse.callSeconds" -}}
 {{- int (default 3600 .Values.config.call_seconds) -}}
