@@ -115,7 +115,7 @@ $(READY): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv and ensurepip found (on Debian: apt install python3-venv); name one with PYTHON=..." >&2; exit 1; }
 	@echo "Making $(VENV) with $$($(PYTHON) -V)"
 	@rm -f $(VENV)/.ready-*
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv --clear $(VENV)
 	@# uv takes seconds and reads no pip configuration; pip takes longer and works where only pip is configured.
 	@if $(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV) \
 		&& $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --requirement requirements.lock; then :; else \
