@@ -89,14 +89,14 @@ class Offer:
         that leaves none, it is the reason why the call is refused, unless it is `spare`.
         """
         ways: list[Way] = []
-        unbounded: Invalid | None = None
+        unbounded: list[Invalid] = []
         for site in self.at or Sites(self.labels).unnamed(self.book, self.route):
             try:
                 ways.append(self.way(site))
             except Invalid as error:
-                unbounded = unbounded or error
-        if unbounded is not None and not ways and not spare:
-            raise unbounded
+                unbounded.append(error)
+        if unbounded and not ways and not spare:
+            raise unbounded.pop(0)
         return by_policy(self.route.policy, ways, _kind, _ceiling)
 
     def way(self, site: Site) -> Way:

@@ -42,7 +42,7 @@ from proxy.exchange import Exchange
 from proxy.keys import redacted
 from proxy.offer import Menu, Offer, Sender, output_limit
 from proxy.ports import PRICE, TAGS, Labels, Sink, Spoken
-from proxy.reservation import still_spent
+from proxy.reservation import unless_spent
 from proxy.ruling import Asked, Ruler
 from proxy.sharing import Lead
 from proxy.sites import Book, Sites
@@ -290,9 +290,8 @@ class Pipeline:
 
     def _hopeless(self, call: Call) -> None:
         """A spent budget says no again at once, unless the call may be answered for nothing."""
-        refusal = None if call.terms.any else still_spent(self.kit, call)
-        if refusal is not None:
-            raise refusal
+        if not call.terms.any:
+            unless_spent(self.kit, call)
 
     # ---- limit -------------------------------------------------------------------------------
 

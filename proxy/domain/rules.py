@@ -71,10 +71,9 @@ def decide(rules: Iterable[Rule], values: Mapping[str, Any]) -> Ruling:
             if not rule.holds(values):
                 continue
         except ValueError as error:
-            failed = RuleError(rule.name, str(error))
             if not rule.observe:
-                raise failed from None
-            ruling.unanswered.append(failed)
+                raise RuleError(rule.name, str(error)) from None
+            ruling.unanswered.append(RuleError(rule.name, str(error)))
             continue
         if rule.observe:
             ruling.observed.append(rule)

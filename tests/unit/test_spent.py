@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
@@ -11,7 +12,7 @@ import pytest
 from proxy.domain.denial import not_admitted
 from proxy.domain.ledger import Admission, Verdict
 from proxy.errors import BudgetSpent, Refusal
-from proxy.reservation import still_spent
+from proxy.reservation import unless_spent
 from proxy.spent import LONGEST_SECONDS, SECONDS, Spent
 
 KEY = uuid4()
@@ -55,7 +56,11 @@ def judged(
         deny=lambda admission, asked, floor: not_admitted(admission, asked, floor, "acme"),
     )
     kit: Any = SimpleNamespace(spent=spent)
-    return still_spent(kit, call)
+    try:
+        unless_spent(kit, call)
+    except Refusal as refusal:
+        return refusal
+    return None
 
 
 def test_who_was_denied_is_denied_again_for_a_moment(spent: Spent, clock: Clock) -> None:
@@ -114,6 +119,18 @@ def test_it_is_nobody_elses_no(spent: Spent) -> None:
 def test_only_a_budgets_no_is_remembered(spent: Spent, verdict: Verdict) -> None:
     spent.note(KEY, MODEL, Admission(verdict=verdict, settled=100, limit=0))
     assert judged(spent, 11) is None
+
+
+def test_who_is_denied_again_leaves_nothing_to_collect(spent: Spent) -> None:
+    spent.note(KEY, MODEL, no())
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(10):
+            judged(spent, 11)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_its_memory_is_bounded(spent: Spent) -> None:
