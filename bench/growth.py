@@ -125,15 +125,16 @@ async def _fill(dsn: str, count: int) -> None:
 
 
 #: Ids are uuids of version 7 that lie evenly in the last hour of this month, so that they are spread over the index.
+#: `n` stands in them so that each row has its own.
 _COPY = """
 CREATE TEMP TABLE grown ON COMMIT DROP AS
 SELECT copy.*
 FROM (SELECT to_jsonb(a) AS row FROM attempts AS a WHERE state = 1 AND cost IS NOT NULL LIMIT 1) AS template,
      (SELECT extract(epoch FROM now())::float8 AS until,
              least(3600, extract(epoch FROM now() - date_trunc('month', now())))::float8 AS seconds) AS span,
-     generate_series(1, $1::int),
+     generate_series(1, $1::int) AS n,
      LATERAL jsonb_populate_record(NULL::attempts, template.row || jsonb_build_object('attempt',
-         lpad(to_hex((1000 * (span.until - random() * span.seconds))::bigint), 12, '0')
+         lpad(to_hex((1000 * (span.until - random() * span.seconds) + 0 * n)::bigint), 12, '0')
          || '7' || substr(replace(gen_random_uuid()::text, '-', ''), 14))) AS copy
 """
 

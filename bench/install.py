@@ -41,19 +41,25 @@ def tools() -> bool:
 def python(name: str, *, again: bool = False) -> bool:
     """The newest release that the package index gives this Python, in an environment of its own."""
     home = CACHE / name
-    if (home / "bin" / name).exists() and not again:
+    if (home / "bin" / name).exists() and _ours(home) and not again:
         return True
-    if not _quiet([sys.executable, "-m", "venv", str(home)]):
+    if not _quiet([sys.executable, "-m", "venv", "--clear", str(home)]):
         return False
     pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     return _quiet([*pip, "--upgrade", PYTHON[name]])
+
+
+def _ours(home: Path) -> bool:
+    """Whether an environment is of the Python that runs here: who is compared must not differ by that."""
+    made = (home / "pyvenv.cfg").read_text().splitlines()
+    return f"home = {Path(sys.base_prefix) / 'bin'}" in made
 
 
 def tollhouse(*, again: bool = False) -> bool:
     """The packages of the runtime lock; the code is that of the tree, found in the working directory."""
     home = CACHE / "tollhouse"
     mark, lock = home / "installed.lock", RUNTIME_LOCK.read_text()
-    if not again and mark.is_file() and mark.read_text() == lock:
+    if not again and mark.is_file() and mark.read_text() == lock and _ours(home):
         return True
     if not _quiet([sys.executable, "-m", "venv", "--clear", str(home)]):
         return False

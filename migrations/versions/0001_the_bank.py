@@ -301,7 +301,7 @@ _TABLES = (
 )
 _FUNCTIONS = (
     "grant_application, check_invariants, budget_standing, bank_amend, bank_states, bank_ceiling, bank_sweep, "
-    "bank_record_hits, bank_settle_and_admit_swiftly, bank_caller, bank_settle_and_admit, partition_days_ahead, ensure_partitions, roll_periods, open_accounts, "
+    "bank_record_hits, bank_settle_and_admit_swiftly, bank_callers, bank_settle_and_admit, partition_days_ahead, ensure_partitions, roll_periods, open_accounts, "
     "period_bounds, audit_first_bad, audit_append, audit_hash, refuse_change, adjustment_apply, budget_accounts, "
     "budget_guard, directory_stamp, may_spend, limit_at, limit_topped_up, uuid7_time, uuid7_floor, current_timeline"
 )
