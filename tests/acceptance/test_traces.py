@@ -6,6 +6,7 @@ import http.client
 import json
 import secrets
 import shutil
+import socket
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -234,6 +235,10 @@ def test_a_client_that_leaves_is_traced_to_the_end_of_what_it_pays_for(
     proxy: Proxy, key: Key, collector: Collector
 ) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10)
+    connection.sock = socket.socket()
+    connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # little fits on the way
+    connection.sock.settimeout(10)
+    connection.sock.connect(("127.0.0.1", proxy.port))
     connection.request("POST", STREAM, json.dumps(body("[[tokens=2000]] more than fits on the way") | {"max_gen_len": 2048}),
                        {"Authorization": f"Bearer {key.bearer_token}", "Cache-Control": "no-store"})  # fmt: skip
     response = connection.getresponse()
