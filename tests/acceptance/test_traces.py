@@ -231,25 +231,36 @@ def test_an_answer_from_the_cache(proxy: Proxy, key: Key, collector: Collector) 
     assert (trace.root["tollhouse.outcome"], trace.root.failed) == ("HIT", False)
 
 
-def test_a_client_that_leaves_is_traced_to_the_end_of_what_it_pays_for(
-    proxy: Proxy, key: Key, collector: Collector
-) -> None:
+def _left(proxy: Proxy, key: Key) -> str:
+    """The call of a client that went after the first byte of a long stream."""
     connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10)
     connection.sock = socket.socket()
     connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # little fits on the way
     connection.sock.settimeout(10)
     connection.sock.connect(("127.0.0.1", proxy.port))
-    connection.request("POST", STREAM, json.dumps(body("[[tokens=2000]] more than fits on the way") | {"max_gen_len": 2048}),
-                       {"Authorization": f"Bearer {key.bearer_token}", "Cache-Control": "no-store"})  # fmt: skip
+    asked = body(f"[[tokens=2000]] more than fits on the way {secrets.token_hex(4)}") | {"max_gen_len": 2048}
+    headers = {"Authorization": f"Bearer {key.bearer_token}", "Cache-Control": "no-store"}
+    connection.request("POST", STREAM, json.dumps(asked), headers)
     response = connection.getresponse()
     response.read(1)
     connection.close()
     call = response.headers["x-tollhouse-call-id"]
-    trace = collector.trace(call)
-    in_order(trace)
-    assert (trace.root["tollhouse.outcome"], trace.root["tollhouse.client.left"]) == ("POST", True)
-    assert trace.sendings[0]["gen_ai.usage.output_tokens"] == 2000
-    assert [span.name for span in trace.children][-1] == "settle"
+    assert call is not None
+    return call
+
+
+def test_a_client_that_leaves_is_traced_to_the_end_of_what_it_pays_for(
+    proxy: Proxy, key: Key, collector: Collector
+) -> None:
+    for _ in range(10):  # on a busy machine the answer may be over before its going is seen
+        trace = collector.trace(_left(proxy, key))
+        in_order(trace)
+        assert trace.root["tollhouse.outcome"] == "POST"
+        assert trace.sendings[0]["gen_ai.usage.output_tokens"] == 2000
+        assert [span.name for span in trace.children][-1] == "settle"
+        if trace.root.attributes.get("tollhouse.client.left"):
+            return
+    pytest.fail("nobody was seen to leave")
 
 
 def test_a_stream_that_breaks_off_is_charged_its_ceiling_and_says_why(
