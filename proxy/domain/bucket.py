@@ -64,15 +64,14 @@ class Charge:
         if self.reach_us < 0 < self.per_minute:
             self.reach_us = min(-(-self.burst * MINUTE_US // self.per_minute), DEBT_MAX_US)
 
-    @property
-    def span_us(self) -> int:
-        """By how much the charge moves the full-at time."""
-        return span_us(self.cost, self.per_minute) if self.per_minute > 0 else 0
-
-    @property
-    def room_us(self) -> int:
-        """How far ahead of now the full-at time may be for that; -1: never."""
-        return max(self.reach_us - self.span_us, 0) if self.per_minute > 0 else -1
+    def move(self) -> tuple[int, int]:
+        """By how much the charge moves the full-at time, and how far ahead of now that may be before; µs. A
+        cost above the burst needs a full bucket; (0, -1): never.
+        """
+        if self.per_minute <= 0:
+            return 0, -1
+        span = span_us(self.cost, self.per_minute)
+        return span, max(self.reach_us - span, 0)
 
     def shot(self, ahead_us: int) -> Snapshot:
         left, reset_ms = remaining(ahead_us, self), -(-ahead_us // 1000)
@@ -162,18 +161,23 @@ def span_us(units: int, per_minute: int) -> int:
 def spend(full_at_us: int, now_us: int, charge: Charge) -> Step:
     """Take the charge from a bucket if it fits; nothing changes when it does not."""
     ahead = max(full_at_us - now_us, 0)
-    if charge.room_us < 0:
+    span, room = charge.move()
+    if room < 0:
         return Step(False, now_us + ahead, CLOSED_RETRY_MS * 1000)
-    wait = ahead - charge.room_us
+    wait = ahead - room
     if wait > 0:
         return Step(False, now_us + ahead, wait)
-    return Step(True, now_us + ahead + charge.span_us, 0)
+    return Step(True, now_us + ahead + span, 0)
+
+
+def correction_us(charge: Charge, actual: int) -> int:
+    """By how much to move the full-at time once `actual` units turned out to be the true cost of a taken charge."""
+    return span_us(actual, charge.per_minute) - span_us(charge.cost, charge.per_minute)
 
 
 def correct(full_at_us: int, now_us: int, charge: Charge, actual: int) -> int:
-    """The full-at time once `actual` units turned out to be the true cost of a taken charge."""
-    used = span_us(actual, charge.per_minute) - charge.span_us
-    return now_us + min(max(full_at_us - now_us, 0) + used, DEBT_MAX_US)
+    """The full-at time after that correction."""
+    return now_us + min(max(full_at_us - now_us, 0) + correction_us(charge, actual), DEBT_MAX_US)
 
 
 def remaining(ahead_us: int, charge: Charge) -> int:

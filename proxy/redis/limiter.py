@@ -29,7 +29,16 @@ from uuid import UUID, uuid4
 
 from redis.exceptions import ResponseError
 
-from proxy.domain.bucket import LEASE_TTL_US, UNITS_MAX, Decision, Mode, Spend, decision, share, span_us
+from proxy.domain.bucket import (
+    LEASE_TTL_US,
+    UNITS_MAX,
+    Decision,
+    Mode,
+    Spend,
+    correction_us,
+    decision,
+    share,
+)
 from proxy.domain.bucketstore import Buckets
 from proxy.redis.client import Argument, RedisAway, RedisClient, Script
 
@@ -80,11 +89,7 @@ def _taking(spend: Spend) -> tuple[list[int], list[str]]:
     """What `spend` says of every bucket and lease, and the fields of the buckets."""
     numbers: list[int] = []
     for c in spend.charges:
-        if c.per_minute > 0:
-            span = span_us(c.cost, c.per_minute)
-            numbers += (span, max(c.reach_us - span, 0), c.enforce)
-        else:
-            numbers += (0, -1, c.enforce)
+        numbers += (*c.move(), c.enforce)
     for lease in spend.leases:
         numbers += (lease.slots, lease.enforce)
     return numbers, [c.key for c in spend.charges]
@@ -96,7 +101,7 @@ def _correcting(spend: Spend, actual: int) -> tuple[list[int], list[str]]:
     fields: list[str] = []
     for place, c in enumerate(spend.charges, 1):
         if c.dimension == "tokens" and c.per_minute > 0:
-            numbers += (place, span_us(actual, c.per_minute) - c.span_us)
+            numbers += (place, correction_us(c, actual))
             fields.append(c.key)
     return numbers, fields
 
