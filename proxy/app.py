@@ -14,9 +14,8 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from litestar import Litestar, asgi
@@ -32,7 +31,6 @@ from proxy.bedrock.control import ControlPlane
 from proxy.bedrock.dialects import FAMILIES
 from proxy.bedrock.inbound import InboundSignatures
 from proxy.bedrock.interventions import intervened
-from proxy.bedrock.places import Endpoints
 from proxy.bedrock.roles import TenantRoles
 from proxy.bedrock.wires import BedrockWires, classify
 from proxy.breaker import Breakers
@@ -65,9 +63,7 @@ from proxy.ruling import Ruler, Shares, reads_budgets
 from proxy.settings import Settings
 from proxy.settler import HeldQueue, Settler
 from proxy.sharing import Sharing
-from proxy.tracing.collector import collector
-from proxy.tracing.pipeline import TracedPipeline
-from proxy.tracing.sampling import Sampler
+from proxy.tracing import wiring
 from proxy.web.admin import admin_routes, problems_or
 from proxy.web.auth import KeyAuthenticator, refusal_of
 from proxy.web.door import Door
@@ -203,7 +199,8 @@ class Worker:
         sharing = self._sharing()
         self.shares = Shares(PostgresShares(self.engine), lambda: reads_budgets(self.policies.rules))
         await self._read_shares(self.policies)
-        self.pipeline = self._pipeline_class()(
+        self.traces = wiring.exporter(s.otlp_endpoint, s.otlp_headers)
+        self.pipeline = wiring.pipeline_of(self.traces, s.trace_sample, self.upstream.address)(
             rules=Ruler(lambda: self.policies.rules, self.shares.used),
             kit=self.kit,
             sharing=sharing,
@@ -231,26 +228,6 @@ class Worker:
             asyncio.create_task(self._watch()),
         ]
         self._discover()
-
-    def _pipeline_class(self) -> Callable[..., Pipeline]:
-        """One that traces where there is a collector to tell."""
-        s = self.settings
-        named = collector(s.otlp_endpoint, s.otlp_headers)
-        if named is None:
-            return Pipeline
-        # 7 MB of a worker, for those who want it
-        from proxy.tracing.otlp import Exporter  # noqa: PLC0415
-
-        self.traces = Exporter(named)
-        endpoints = Endpoints(s.bedrock_endpoint_url or None)
-
-        def address(region: str) -> tuple[str, int]:
-            place = endpoints.place(region)
-            return place.name, place.port
-
-        return partial(
-            TracedPipeline, sampler=Sampler(s.trace_sample), export=self.traces.take, address=address
-        )
 
     def _kit(self) -> Kit:
         s, queue = self.settings, HeldQueue()

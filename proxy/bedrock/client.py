@@ -67,6 +67,11 @@ class BedrockUpstream:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
+    def address(self, region: str) -> tuple[str, int]:
+        """Host and port of Bedrock in a region."""
+        place = self._endpoints.place(region)
+        return place.name, place.port
+
     async def start(self) -> None:
         """Raises `ConfigurationError` when there are no credentials to sign with."""
         if self._credentials is None:
