@@ -16,7 +16,7 @@ from proxy.domain.ledger import Operation, State, Why
 from proxy.errors import BudgetHeld, BudgetSpent
 from proxy.exchange import Exchange
 from proxy.testing_upstream import Scripted
-from tests.unit.test_exchange import BODY, CEILING, HEADERS, Client, World
+from tests.support.exchanges import BODY, CEILING, HEADERS, Client, World
 
 COUNT = 100
 

@@ -14,7 +14,7 @@ from proxy.errors import BudgetHeld
 from proxy.exchange import Exchange
 from proxy.settler import _LOOK_AT_ONCE, _LOOK_SECONDS, HeldQueue
 from proxy.testing_upstream import Scripted
-from tests.unit.test_exchange import BODY, CEILING, HEADERS, Client, World
+from tests.support.exchanges import BODY, CEILING, HEADERS, Client, World
 
 CALLERS, COST = 500, 5
 

@@ -24,7 +24,7 @@ from proxy.testing_upstream import Scripted
 from proxy.tracing.sampling import Origin
 from proxy.tracing.spans import Span, Trace, trace_of
 from proxy.tracing.trail import Sending, Trail
-from tests.unit.test_exchange import BODY, CEILING, FIRST, HEADERS, LAST, STREAM, Client, World
+from tests.support.exchanges import BODY, CEILING, FIRST, HEADERS, LAST, STREAM, Client, World
 
 ORIGIN = Origin(7, 3)
 

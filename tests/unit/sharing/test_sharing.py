@@ -4,105 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from proxy import sharing as module
-from proxy.bedrock.interventions import intervened
-from proxy.call import Call
 from proxy.domain.caching import Terms
-from proxy.domain.fingerprint import retry_key
 from proxy.domain.ledger import State
-from proxy.domain.policy import CachePolicy
-from proxy.domain.usage import NOTHING
-from proxy.errors import Invalid, Refusal, Unauthenticated, Unavailable, UpstreamUnavailable
+from proxy.errors import Refusal, Unauthenticated, Unavailable, UpstreamUnavailable
 from proxy.exchange import Exchange
-from proxy.hits import Hits
-from proxy.ports import Answer
-from proxy.sharing import Sharing
-from proxy.testing_cache import MemoryCache
 from proxy.testing_upstream import Scripted
-from tests.unit.test_exchange import BODY, FIRST, HEADERS, LAST, STREAM, Client, World
-
-KEPT = Answer(
-    status=200, headers=(), body=b"kept", stream=False, usage=NOTHING, cost=5, model="m", made_at=0.0
-)
-SHARED = Terms(look=True, keep=True)
-RETRY = Terms(token="try")
-ALIKE = b"f" * 32
-THROTTLED = Scripted(
-    status=429,
-    headers={"x-amzn-errortype": "ThrottlingException", "content-type": "application/json"},
-    chunks=[b'{"message":"slow down"}'],
-)
-WHOLE = Scripted(headers=HEADERS, chunks=[BODY], first_byte_after=0.02)
-STREAMED = Scripted(headers=STREAM, chunks=[FIRST, FIRST, LAST], chunk_after=0.02)
-
-
-class Worker:
-    """One worker's sharing over a world; workers of one world share the cache and the bank."""
-
-    def __init__(self, world: World, cache: MemoryCache, patience: float = 1.0) -> None:
-        self.world = world
-        self.stale = False
-        self.sharing = Sharing(
-            hits=Hits(kit=world.kit, stale=lambda: self.stale), cache=cache, intervened=intervened,
-            patience=patience,
-        )  # fmt: skip
-
-    def call(
-        self, *, terms: Terms = SHARED, alike: bytes = ALIKE, stream: bool = False, **policy: Any
-    ) -> Call:
-        call = self.world.call(stream=stream)
-        caller = call.caller
-        call.caller = replace(caller, policy=replace(caller.policy, cache=CachePolicy(**policy)))
-        call.terms, call.fingerprint = terms, alike
-        return call
-
-    async def serve(self, call: Call, client: Client | None = None) -> Client:
-        """What the pipeline does from the cache on."""
-        client = client or Client()
-        lead = await self.sharing.enter(call, client)
-        if lead is not None:
-            try:
-                await Exchange(self.world.kit, call, lead.sink).run()
-            finally:
-                self.sharing.landed(lead)
-        return client
-
-    async def crowd(self, n: int, **options: Any) -> list[Any]:
-        calls = (self.serve(self.call(**options)) for _ in range(n))
-        return await asyncio.gather(*calls, return_exceptions=True)
-
-    def states(self) -> Counter[State]:
-        return Counter(row.state for row in self.world.attempts())
-
-    def idle(self) -> None:
-        """Nothing is left behind: no flight, no bytes, no turn."""
-        assert self.sharing.leads == {} and self.sharing._bytes == 0
-        assert not self.world.kit.running
-
-
-@pytest.fixture
-def cache() -> MemoryCache:
-    return MemoryCache()
-
-
-@pytest.fixture
-def worker(tmp_path: Path, cache: MemoryCache) -> Callable[..., Worker]:
-    def make(*answers: Scripted, **options: Any) -> Worker:
-        remaining = list(answers)
-        return Worker(World(tmp_path, lambda _: remaining.pop(0)), cache, **options)
-
-    return make
-
-
-def cached(client: Client) -> str:
-    return client.headers[b"x-tollhouse-cache"].decode()
+from tests.support.exchanges import BODY, FIRST, HEADERS, LAST, STREAM, Client
+from tests.support.sharers import ALIKE, SHARED, STREAMED, THROTTLED, WHOLE, Worker, cached
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -440,88 +353,3 @@ async def test_a_row_that_the_bank_could_not_take_follows(worker):
 
 
 # ---- tries of one call ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("stream", [False, True])
-async def test_a_retry_joins_the_try_that_still_runs_with_the_cache_off(worker, stream):
-    slow = Scripted(headers=STREAM, chunks=[FIRST] * 5 + [LAST], chunk_after=0.03)
-    w = worker(slow if stream else replace(WHOLE, first_byte_after=0.1))
-    first = asyncio.create_task(w.serve(w.call(terms=RETRY, stream=stream), Client(leave_after=1)))
-    await asyncio.sleep(0.06)
-    second = await w.serve(w.call(terms=replace(RETRY, again=True), stream=stream))
-    await first
-    assert second.body == (FIRST * 5 + LAST if stream else BODY)
-    assert (cached(second), w.states()) == ("hit", {State.POST: 1, State.HIT: 1})
-
-
-async def test_a_retry_finds_the_answer_its_client_was_not_there_for(worker, cache):
-    w = worker(STREAMED)
-    await w.serve(w.call(terms=RETRY, stream=True), Client(leave_after=1))
-    again = replace(RETRY, again=True)
-    assert cached(await w.serve(w.call(terms=again, stream=True))) == "hit"
-    other = Worker(w.world, cache)
-    assert cached(await other.serve(other.call(terms=again, stream=True))) == "hit"
-    assert w.states() == {State.POST: 1, State.HIT: 2}
-
-
-async def test_a_retry_waits_for_another_worker_longer_than_a_stranger_would(worker, cache):
-    w = worker(patience=0.01)
-    w.world.kit.bounds = replace(w.world.kit.bounds, first_byte=10)
-    call = w.call(terms=replace(RETRY, again=True))
-    key = retry_key(call.fingerprint, call.caller.key, RETRY.token)
-    cache.announce(w.world.tenant, key, b"another worker")
-    waiting = asyncio.create_task(w.serve(call))
-    await asyncio.sleep(0.1)
-    await cache.store(w.world.tenant, key, b"another worker", KEPT, 60, 1000)
-    assert (await waiting).body == KEPT.body
-
-
-async def test_without_a_retry_nothing_of_an_unshared_call_is_kept(worker, cache):
-    w = worker(WHOLE, WHOLE, STREAMED, STREAMED)
-    for stream in (False, False, True, True):
-        assert cached(await w.serve(w.call(terms=RETRY, stream=stream))) == "bypass"
-    await asyncio.sleep(0)
-    assert cache.answers == {} and cache.turns == {}
-    w.idle()
-
-
-async def test_no_store_is_written_nowhere_and_its_retry_still_joins(worker, cache):
-    w = worker(STREAMED)
-    private = replace(RETRY, private=True)
-    await w.serve(w.call(terms=private, stream=True), Client(leave_after=1))
-    assert cached(await w.serve(w.call(terms=replace(private, again=True), stream=True))) == "hit"
-    assert cache.answers == {}
-
-
-async def test_another_keys_call_with_the_same_token_is_another_call(worker):
-    w = worker(replace(WHOLE, first_byte_after=0.05), WHOLE)
-    other = w.call(terms=RETRY)
-    from proxy.clock import uuid7
-
-    other.caller = replace(other.caller, key=uuid7())
-    w.world.bank.add_spender(w.world.tenant, None, other.caller.key, credential := uuid7())
-    other.caller = replace(other.caller, credential=credential)
-    await asyncio.gather(w.serve(w.call(terms=RETRY)), w.serve(other))
-    assert len(w.world.upstream.requests) == 2
-
-
-async def test_an_idempotency_key_means_one_request(worker):
-    w = worker(WHOLE, WHOLE)
-    promised = Terms(token="order-66", again=True, promised=True)
-    await w.serve(w.call(terms=promised))
-    assert cached(await w.serve(w.call(terms=promised))) == "hit"
-    with pytest.raises(Invalid) as caught:
-        await w.serve(w.call(terms=promised, alike=b"g" * 32))
-    assert caught.value.reason == "idempotency_key_reused"
-    with pytest.raises(Invalid) as caught:
-        await w.serve(w.call(terms=replace(promised, token="x" * 300)))
-    assert caught.value.reason == "idempotency_key_too_long"
-    assert len(w.world.upstream.requests) == 1
-
-
-async def test_a_worker_full_of_answers_shares_no_more(worker, monkeypatch):
-    monkeypatch.setattr(module, "FLIGHTS_BYTES", -1)
-    w = worker(WHOLE, WHOLE)
-    await asyncio.gather(w.serve(w.call()), w.serve(w.call()))
-    assert len(w.world.upstream.requests) == 2
-    w.idle()
