@@ -1,7 +1,7 @@
 # Everything a person or a machine does here is a target; .ci/run calls nothing else.
 
 # A distribution's own Python comes first: it is built with profile-guided optimisation, as that of the image is, and
-# what version managers compile mostly is not (an eighth to a third more CPU per call).
+# what version managers compile mostly is not (docs/performance.md).
 PYTHON ?= $(shell for p in /usr/bin/python3 python3 python3.11 python3.12 python3.13 python3.14; do \
 	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo "$$p" && break; done)
 WORKERS ?= 2

@@ -99,8 +99,8 @@ def _rest_collector() -> None:
     """Take what a started process keeps out of the garbage collector's sight, and let it look seldom.
 
     Calls make many objects and hardly a cycle: reference counting frees them. By its defaults the
-    collector looks every 700 allocations. What importing freed goes back to the system (glibc: 13 MiB of 112
-    after a start that found its modules compiled, more after one that did not).
+    collector looks every 700 allocations. What importing freed goes back to the system (glibc, with
+    what the image installs: 13 MiB of 112).
     """
     gc.collect()
     with contextlib.suppress(AttributeError):

@@ -4,7 +4,7 @@ A spent budget stays spent until its period ends, somebody puts money in or a ch
 on is told so again for a moment without the bank, the limiter and an exchange; a call that might fit is
 never judged here. Once the moment is over one call asks the bank, and the others hear the old answer until
 it is back. So a tenant that hammers a spent budget leaves the bank to the others: a denial, 16 at once, took
-35 µs of Postgres with the moment and 160 without.
+13 µs of Postgres so, 23 when all asked once the moment was over, and 160 without it.
 """
 
 from __future__ import annotations
