@@ -328,4 +328,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    run_script(f"DROP TABLE {_TABLES} CASCADE;\nDROP FUNCTION {_FUNCTIONS} CASCADE;")
+    run_script(f"DROP TABLE {_TABLES} CASCADE;\nDROP FUNCTION {_FUNCTIONS} CASCADE;\nDROP TYPE swift_answer;")

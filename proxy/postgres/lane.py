@@ -232,7 +232,7 @@ class Lane:
         if not skip_locked and time.monotonic() >= self._judge_until and swift.plain(moves):
             batch = swift.Swift(moves, self._callers)
             try:
-                (row,) = await self._fetch(batch.query, batch.columns)
+                ((row,),) = await self._fetch(batch.query, batch.columns)
             except _PoisonError:
                 done = None
             else:

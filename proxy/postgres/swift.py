@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from proxy.domain.ledger import Admission, Attempt, Outcome, Settled, Settlement, State, Verdict
-from proxy.postgres.wire import Held, Move, call, count, request_id
+from proxy.postgres.wire import Held, Move, count, request_id, value
 
 _SETTLEMENT = (
     *("lock", "attempt", "state", "why", "cost", "upstream", "input", "output", "cache_read", "write_5m"),
@@ -21,7 +21,7 @@ _CALLER = ("tenant", "project", "key", "credential", "model")
 _FOUND = ("version", "until_us", "caller", "account")
 _ATTEMPT = ("caller", "attempt", "call", "recorder", "operation", "target", "price", "ceiling", "tags")
 _HALVES = {
-    (settles, admits): call(
+    (settles, admits): value(
         "bank_settle_and_admit_swiftly",
         [
             *(f"s_{name}" for name in _SETTLEMENT if settles),
@@ -100,9 +100,9 @@ class Swift:
             self.columns += _attempt_columns(attempts, self._places, self._callers)
             self._hand_in()
 
-    def answers(self, row: Mapping[str, Any]) -> list[Settled | Admission] | None:
-        """One answer a move, in order; admitted moves learn what they hold. None: nothing was done."""
-        if row["at_us"] is None:
+    def answers(self, row: Mapping[str, Any] | None) -> list[Settled | Admission] | None:
+        """One answer a move, in order; admitted moves learn what they hold. `row` is what the function says. None: nothing was done."""
+        if row is None or row["at_us"] is None:
             return None
         if row["version"] is not None:
             self._held = _held(len(self._callers), row)

@@ -39,7 +39,7 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     def counted(self: swift.Swift, row: Any) -> Any:
         done = answers(self, row)
         seen["not plain" if done is None else "swift"] += 1
-        seen["found"] += row["version"] is not None
+        seen["found"] += row is not None and row["version"] is not None
         return done
 
     monkeypatch.setattr(swift.Swift, "answers", counted)

@@ -84,6 +84,8 @@ def test_two_processes_at_once_migrate_once(empty_database_url: str) -> None:
     assert migrate.current(empty_database_url) == migrate.head()
 
 
+# SQLAlchemy reflects that a CHECK was added NOT VALID in a form that it does not take itself
+@pytest.mark.filterwarnings("ignore:Can't validate argument 'dialect_options'")
 async def test_models_and_migrations_describe_the_same_tables(world: PostgresWorld) -> None:
     def partition(name: str | None, kind: str, _: Any) -> bool:
         return not (kind == "table" and name is not None and "_y20" in name)

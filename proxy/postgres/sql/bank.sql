@@ -99,6 +99,10 @@ BEGIN
      OR (v_settles > 1 AND (SELECT count(*) <> count(DISTINCT u) FROM unnest(s_attempt) AS u)) THEN
     RAISE EXCEPTION 'an attempt stands twice in one batch' USING ERRCODE = '22023';
   END IF;
+  -- Ten and a hundred million USD: no sum of a batch leaves the range of bigint. What is below 0 the tables refuse.
+  IF 10000000000000000 < ANY (a_ceiling) OR 100000000000000000 < ANY (s_cost || s_upstream) THEN
+    RAISE EXCEPTION 'an amount is out of bounds' USING ERRCODE = '22003';
+  END IF;
 
   -- 1. Which accounts apply to each admission, and may its credential spend? Once per distinct caller.
   IF v_admits > 0 THEN

@@ -53,3 +53,13 @@ $body$;
 CREATE OR REPLACE FUNCTION current_timeline() RETURNS integer LANGUAGE sql STABLE AS $body$
   SELECT ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::integer
 $body$;
+
+-- Whether an entry after the terminal one is sound: a REFUND lowers, an ADJUST does either, an OVERRUN raises. The
+-- CHECK of `entries` asks it, so that what terminal entries are checked for stays short (see migration 0003).
+CREATE OR REPLACE FUNCTION entry_corrects(slot smallint, kind smallint, amount bigint, evidence text)
+RETURNS boolean LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $body$
+BEGIN
+  RETURN slot > 0 AND CASE kind WHEN 5 THEN amount < 0 WHEN 6 THEN true WHEN 7 THEN amount >= 0 ELSE false END
+         AND coalesce(length(evidence) <= 200, true);
+END
+$body$;

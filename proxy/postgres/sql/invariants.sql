@@ -28,6 +28,11 @@ RETURNS TABLE (invariant text, subject text, detail text) LANGUAGE sql STABLE AS
   SELECT 'I1', 'account ' || id, format('reserved %s + settled %s > limit %s', reserved, settled, limit_effective)
     FROM compared WHERE reserved + settled > limit_effective OR reserved < 0 OR settled < 0
   UNION ALL
+  SELECT 'I1', 'account ' || id, format('overrun %s, limit %s, %s top-ups with %s ends, from %s to %s', overrun, limit_target,
+         cardinality(boost_amounts), cardinality(boost_untils), starts_at, ends_at)
+    FROM compared WHERE least(overrun, limit_target) < 0 OR cardinality(boost_amounts) <> cardinality(boost_untils)
+                     OR ends_at <= starts_at
+  UNION ALL
   SELECT 'I2', 'account ' || id, format('reserved %s, open attempts hold %s', reserved, true_reserved)
     FROM compared WHERE reserved <> true_reserved
   UNION ALL
