@@ -302,13 +302,17 @@ class Server:
 
     def pause(self) -> None:
         """Freezes the server and its children: connections stay open and nothing answers."""
-        for pid in (self.pid, *descendants(self.pid)):
-            os.kill(pid, signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         """Undoes `pause`."""
-        for pid in (self.pid, *descendants(self.pid)):
-            os.kill(pid, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+        for pid in descendants(self.pid):
+            with suppress(ProcessLookupError):  # a connection's process may end meanwhile
+                os.kill(pid, number)
 
     def _argv(self) -> list[str | Path]:
         raise NotImplementedError

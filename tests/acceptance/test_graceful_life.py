@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import pytest
 
+from proxy.postgres.migrate import head
 from tests.conftest import OWNER, execute
 from tests.support.stack import LLAMA, Key, Proxy, get_json, running
 
@@ -142,8 +143,8 @@ NEXT = '''"""The expansion of a next version."""
 
 from alembic import op
 
-revision = "0003"
-down_revision = "0002"
+revision = "next"
+down_revision = "{head}"
 branch_labels = depends_on = None
 
 
@@ -170,7 +171,7 @@ def next_version(tmp_path: Path) -> Path:
         shutil.copytree(
             REPOSITORY / part, tmp_path / "next" / part, ignore=shutil.ignore_patterns("__pycache__")
         )
-    (tmp_path / "next" / "migrations" / "versions" / "0003_next.py").write_text(NEXT)
+    (tmp_path / "next" / "migrations" / "versions" / "next.py").write_text(NEXT.format(head=head()))
     return tmp_path / "next"
 
 

@@ -66,7 +66,8 @@ def test_headers_without_a_collector_are_a_mistake():
 
 def test_a_collector_needs_the_extra(monkeypatch):
     reachable("http://c:4318", "")
-    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto", None)
+    for missing in ("opentelemetry.exporter.otlp.proto", "opentelemetry.exporter.otlp.proto.http"):
+        monkeypatch.setitem(sys.modules, missing, None)
     reachable("", "")
     with pytest.raises(ConfigurationError, match=r"tollhouse\[otel\]"):
         reachable("http://c:4318", "")
