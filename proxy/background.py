@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -57,11 +58,27 @@ MONTHS_AHEAD = 4
 _BUDGETS_SHOWN = 500
 
 
+#: a duty rests so many times as long as its last round took: what grows with the ledger or the number of budgets takes
+#: at most a twentieth of a core from the calls
+REST_TIMES = 20.0
+#: the longest rest, seconds, after a round that failed: Postgres may be back soon
+FAILED_REST_SECONDS = 60.0
+
+
 @dataclass(frozen=True, slots=True)
 class Duty:
     name: str
     every: float
     act: Callable[[], Awaitable[None]]
+    #: False: it waits for others than Postgres, or money waits for it
+    paced: bool = True
+
+    def rest(self, took: float, *, failed: bool = False) -> float:
+        """Seconds until the next round, after one of `took` seconds."""
+        if not self.paced:
+            return self.every
+        rest = REST_TIMES * took
+        return max(self.every, min(rest, FAILED_REST_SECONDS) if failed else rest)
 
 
 def work(settings: Settings) -> int:
@@ -148,7 +165,7 @@ def duties(settings: Settings, engine: AsyncEngine, bank: PostgresBank, keeper: 
         *evidence_duties(settings, engine, bank),
         Duty("prune", DAY_SECONDS, prune),
         Duty("audit head", HOUR_SECONDS, head),
-        Duty("sweep", SWEEP_SECONDS, sweep),
+        Duty("sweep", SWEEP_SECONDS, sweep, paced=False),
         Duty("upkeep", UPKEEP_SECONDS, upkeep),
         Duty("gauges", GAUGE_SECONDS, gauges),
         Duty("invariants", INVARIANT_SECONDS, invariants),
@@ -187,7 +204,7 @@ def desk_duties(settings: Settings, engine: AsyncEngine) -> list[Duty]:
         Duty("watch", WATCH_SECONDS, watchman.budgets_and_keys),
         Duty("watch spend", SPEND_SECONDS, watchman.spend_and_ceilings),
         Duty("forget alerts", DAY_SECONDS, watchman.prune),
-        Duty("deliver", DELIVER_SECONDS, deliver),
+        Duty("deliver", DELIVER_SECONDS, deliver, paced=False),
         Duty("templates", TEMPLATE_SECONDS, templates),
     ]
 
@@ -209,10 +226,10 @@ def evidence_duties(settings: Settings, engine: AsyncEngine, bank: PostgresBank)
             await asyncio.to_thread(watch.reload_if_changed)
             await investigator.round()
 
-        found.append(Duty("evidence", max(1.0, settings.evidence_seconds), investigate))
+        found.append(Duty("evidence", max(1.0, settings.evidence_seconds), investigate, paced=False))
     if settings.reconcile_days:
         reconciler = Reconciler(store, CloudWatchTokens(clients), settings.reconcile_days)
-        found.append(Duty("reconcile", DAY_SECONDS, reconciler.nightly))
+        found.append(Duty("reconcile", DAY_SECONDS, reconciler.nightly, paced=False))
     return found
 
 
@@ -245,10 +262,12 @@ async def reconcile(settings: Settings, days: int) -> list[Line]:
 
 async def _repeat(duty: Duty) -> None:
     while True:
+        began, failed = time.monotonic(), True
         try:
             await duty.act()
+            failed = False
         except (BankAway, EvidenceAwayError) as error:
             log.warning("%s: %s", duty.name, error)
         except Exception:
             log.exception("%s failed", duty.name)
-        await asyncio.sleep(duty.every)
+        await asyncio.sleep(duty.rest(time.monotonic() - began, failed=failed))
