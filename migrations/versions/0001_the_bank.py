@@ -328,4 +328,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    run_script(f"DROP TABLE {_TABLES} CASCADE;\nDROP FUNCTION {_FUNCTIONS} CASCADE;\nDROP TYPE swift_answer;")
+    run_script(f"DROP TABLE {_TABLES} CASCADE;\nDROP FUNCTION {_FUNCTIONS} CASCADE;")
+    # what the functions brought with them since; a database of an earlier release has none
+    run_script("DROP FUNCTION IF EXISTS entry_corrects;\nDROP TYPE IF EXISTS swift_answer;")

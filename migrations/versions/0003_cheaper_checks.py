@@ -68,4 +68,3 @@ def upgrade() -> None:
 def downgrade() -> None:
     """The functions stay: they ask and answer as before."""
     run_script(_CHECKS_BEFORE)
-    op.execute("DROP FUNCTION entry_corrects")

@@ -54,9 +54,9 @@ async def _use(url: str) -> None:
 async def test_up_down_and_up_again_on_data(empty_database_url: str) -> None:
     url = empty_database_url
     assert migrate.current(url) is None
-    for _ in range(2):
-        migrate.upgrade(url)
-        assert migrate.current(url) == migrate.head()
+    for revision in ("head", "head", "0002"):
+        migrate.upgrade(url, revision)
+        assert migrate.current(url) == (migrate.head() if revision == "head" else revision)
         await _use(url)
         migrate.downgrade(url, "base")
         assert migrate.current(url) is None
