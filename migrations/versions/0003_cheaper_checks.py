@@ -1,8 +1,8 @@
 """What every write is checked for costs less.
 
 Postgres reads the text of a table's CHECKs anew in every statement that writes to it: a quarter of what it did for a
-call alone (2.2 million instructions, 25 %). Those that hold money stay, in fewer words. The others are held by the
-functions that write, and `check_invariants` looks for what broke them. Rows written before passed stricter ones, so
+call alone (2.2 million instructions, 25 %). Those that hold money stay, in fewer words. The others are held by who
+writes (ADR 0009), and `check_invariants` looks for what broke them. Rows written before passed stricter ones, so
 nothing is read again (NOT VALID).
 
 Revision ID: 0003
@@ -61,7 +61,7 @@ ALTER TABLE entries
 
 def upgrade() -> None:
     op.execute("DROP FUNCTION bank_settle_and_admit_swiftly")  # it answers with a type that has a name now
-    run_files("base", "bank", "swift", "invariants", "roles")
+    run_files("base", "bank", "swift", "hits", "amend", "invariants", "roles")
     run_script(_CHECKS)
 
 

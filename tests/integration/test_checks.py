@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy.exc import IntegrityError
 
-from proxy.domain.ledger import Outcome, Verdict
+from proxy.domain.admission import Amendment
+from proxy.domain.ledger import Attempt, EntryKind, Outcome, State, Verdict, Why
 from proxy.errors import BankAway
 from proxy.postgres import migrate
 from proxy.postgres.bank import PostgresBank
@@ -120,6 +121,29 @@ async def test_the_bank_takes_no_amount_that_a_sum_could_not_hold(world: Postgre
     money = await world.money(budget)
     assert (money.settled, money.reserved) == (5, 0)
     assert await world.faults() == []
+
+
+async def test_hits_and_corrections_have_the_same_bounds(world: PostgresWorld) -> None:
+    caller = await world.caller()
+    budget = await world.budget("tenant", caller.tenant, caller.tenant, 1000)
+    for saved in (-1, 10**17 + 1):
+        hit = caller.attempt(0)
+        with pytest.raises(BankAway, match="cannot store"):
+            await world.record_hit(hit, post(hit, 0, state=State.HIT), saved)
+    ended = caller.attempt(100)
+    await world.bank.admit(ended)
+    await world.bank.settle(post(ended, 7))
+    with pytest.raises(BankAway, match="did not amend"):
+        await world.bank.amend([_adjustment(ended, 10**17 + 1)])
+    assert await world.bank.amend([_adjustment(ended, 3)]) == [Outcome.SETTLED]
+    assert (await world.money(budget)).settled == 10
+    assert await world.faults() == []
+
+
+def _adjustment(attempt: Attempt, amount: int) -> Amendment:
+    return Amendment(
+        attempt=attempt.attempt, kind=EntryKind.ADJUST, amount=amount, upstream_amount=0, why=Why.OPERATOR, evidence="bill"
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,9 @@ DECLARE
   v_row record;
   v_charged bigint;
 BEGIN
+  IF 100000000000000000 < ANY (p_amount || p_upstream) THEN
+    RAISE EXCEPTION 'an amount is out of bounds' USING ERRCODE = '22003';
+  END IF;
   PERFORM FROM (
       SELECT DISTINCT x AS id FROM unnest(p_attempt) AS p(attempt)
         CROSS JOIN LATERAL (SELECT a.holds FROM attempts a WHERE a.attempt = p.attempt OFFSET 0) AS t

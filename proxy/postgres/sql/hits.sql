@@ -19,6 +19,9 @@ DECLARE
   v_answer smallint[];
   v_inserted uuid[];
 BEGIN
+  IF 0 > ANY (a_saved) OR 100000000000000000 < ANY (a_saved) THEN
+    RAISE EXCEPTION 'an amount is out of bounds' USING ERRCODE = '22003';
+  END IF;
   SELECT array_agg(q.answer ORDER BY q.ord) INTO v_answer
     FROM (
       SELECT o.ord, CASE WHEN a_attempt[o.ord] < v_earliest OR a_attempt[o.ord] >= v_latest THEN 4
