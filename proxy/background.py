@@ -56,12 +56,10 @@ DELIVER_SECONDS = 2.0
 TEMPLATE_SECONDS = 10.0
 MONTHS_AHEAD = 4
 _BUDGETS_SHOWN = 500
-
-
-#: a duty rests so many times as long as its last round took: what grows with the ledger or the number of budgets takes
-#: at most a twentieth of a core from the calls
+#: a duty rests so many times as long as its last round took: each of those that grow with the ledger or the number of
+#: budgets keeps its connection busy for a twentieth of the time at most
 REST_TIMES = 20.0
-#: the longest rest, seconds, after a round that failed: Postgres may be back soon
+#: after a round that failed it rests so many seconds at most, or its own time: Postgres may be back soon
 FAILED_REST_SECONDS = 60.0
 
 

@@ -101,7 +101,9 @@ class Swift:
             self._hand_in()
 
     def answers(self, row: Mapping[str, Any] | None) -> list[Settled | Admission] | None:
-        """One answer a move, in order; admitted moves learn what they hold. `row` is what the function says. None: nothing was done."""
+        """One answer a move, in order; admitted moves learn what they hold. None: nothing was done. `row` is
+        what the function answered, a `swift_answer`.
+        """
         if row is None or row["at_us"] is None:
             return None
         if row["version"] is not None:

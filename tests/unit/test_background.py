@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from types import SimpleNamespace
 
 import pytest
 
@@ -56,8 +57,8 @@ async def test_the_worker_rests_so_long(monkeypatch, caplog):
         if len(rests) == 3:
             raise asyncio.CancelledError
 
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-    monkeypatch.setattr("asyncio.sleep", sleep)
+    monkeypatch.setattr(background, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(background, "asyncio", SimpleNamespace(sleep=sleep))
     with caplog.at_level(logging.WARNING), pytest.raises(asyncio.CancelledError):
         await background._repeat(Duty("roll", 15.0, act))
     assert rests == [40.0, 40.0, 60.0]
