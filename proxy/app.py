@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import gc
 import logging
 import os
 import signal
@@ -41,12 +40,12 @@ from proxy.discovery import Discovery
 from proxy.domain.estimate import Estimator
 from proxy.domain.rates import Rates
 from proxy.domain.routing import Tolerance
-from proxy.errors import BankAway, Refusal, Unauthenticated, Unavailable
+from proxy.errors import Refusal
 from proxy.hits import Hits
 from proxy.keys import Keyring, parse_master_key
 from proxy.pipeline import Pipeline, Request
 from proxy.policyfile import PolicySet, Watch
-from proxy.ports import MODEL, PRICE
+from proxy.ports import PRICE
 from proxy.postgres.bank import PostgresBank
 from proxy.postgres.engine import check_server, create_engine
 from proxy.postgres.labels import PostgresLabels
@@ -60,17 +59,18 @@ from proxy.redis.client import RedisClient, connect
 from proxy.redis.limiter import RedisLimiter
 from proxy.redis.prefixes import RedisPrefixes
 from proxy.ruling import Ruler, Shares, reads_budgets
+from proxy.server import rest_collector
 from proxy.settings import Settings
 from proxy.settler import HeldQueue, Settler
 from proxy.sharing import Sharing
 from proxy.tracing import wiring
 from proxy.web.admin import admin_routes, problems_or
-from proxy.web.auth import KeyAuthenticator, refusal_of
+from proxy.web.auth import KeyAuthenticator
 from proxy.web.door import Door
 from proxy.web.health import health_routes
 from proxy.web.inference import MOUNTS, Inference, no_route
 from proxy.web.models import ModelList
-from proxy.worker import recovery
+from proxy.worker import lookout, recovery
 from proxy.worker.rollups import RefusalCounter
 
 if TYPE_CHECKING:
@@ -79,8 +79,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("tollhouse.app")
 
 _PR_SET_PDEATHSIG = 1
-_WATCH_SECONDS = 2.0
-_LEASE_SECONDS = 15.0
+_RECORDERS_SECONDS = 2.0
 
 
 def create() -> Any:
@@ -93,20 +92,6 @@ def create() -> Any:
     worker = Worker(settings)
     inference = worker.inference if settings.surface != "admin" else None
     return Door(worker.application(), inference, settings.body_seconds)
-
-
-def _rest_collector() -> None:
-    """Take what a started process keeps out of the garbage collector's sight, and let it look seldom.
-
-    Calls make many objects and hardly a cycle: reference counting frees them. By its defaults the
-    collector looks every 700 allocations. What importing freed goes back to the system (glibc, with
-    what the image installs: 13 MiB of 112).
-    """
-    gc.collect()
-    with contextlib.suppress(AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
 
 
 @dataclass(slots=True)
@@ -219,13 +204,13 @@ class Worker:
         keep = exemplars.keeper(settings_module.multiprocess_dir()) if s.exemplars else None
         self._tasks = [
             asyncio.create_task(tally.run(keep)),
-            asyncio.create_task(recovery.watch(self.bank, s.state_path, _WATCH_SECONDS)),
+            asyncio.create_task(recovery.watch(self.bank, s.state_path, _RECORDERS_SECONDS)),
             asyncio.create_task(self.refusals.run()),
             asyncio.create_task(sharing.run()),
             asyncio.create_task(self.shares.run()),
             asyncio.create_task(self.prefixes.run()),
-            asyncio.create_task(self._renew_leases()),
-            asyncio.create_task(self._watch()),
+            asyncio.create_task(lookout.renew_leases(self.kit, self.limiter.renew)),
+            asyncio.create_task(self._look_out()),
         ]
         self._discover()
 
@@ -327,29 +312,18 @@ class Worker:
         while self.kit.running and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
 
-    async def _renew_leases(self) -> None:
-        """Calls that outlive a lease keep it."""
-        while True:
-            await asyncio.sleep(_LEASE_SECONDS)
-            spends = [e.call.spend for e in self.kit.running if e.call.spend is not None]
-            if spends:
-                await self.limiter.renew(spends)
+    async def _look_out(self) -> None:
+        def close(why: str | None) -> None:
+            self.closed = why
 
-    async def _watch(self) -> None:
-        """Keep the gauges, and close the door while our clock and the bank's disagree."""
-        while True:
-            telemetry.IN_FLIGHT.set(len(self.kit.running))
-            telemetry.DRAINING.set(len(self.kit.draining))
-            telemetry.DIRECTORY_AGE.set(self.directory.age_seconds)
-            telemetry.UNSETTLED.set(self.kit.settler.waiting)
-            self.kit.breakers.export()
-            for mode in ("redis", "local", "deny", "allow"):
-                telemetry.LIMITER_MODE.labels(mode).set(1 if self.limiter.mode == mode else 0)
-            with contextlib.suppress(BankAway):
-                skew = await self.bank.clock_skew_seconds()
-                off = abs(skew) > self.settings.clock_skew_seconds
-                self.closed = f"this replica's clock is off by {skew:.0f} s" if off else None
-            await asyncio.sleep(_WATCH_SECONDS)
+        await lookout.watch(
+            self.kit,
+            directory_age=lambda: self.directory.age_seconds,
+            limiter_mode=lambda: self.limiter.mode,
+            clock_skew=self.bank.clock_skew_seconds,
+            skew_seconds=self.settings.clock_skew_seconds,
+            close=close,
+        )
 
     # ---- the application ---------------------------------------------------------------------
 
@@ -377,7 +351,7 @@ class Worker:
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Litestar) -> AsyncIterator[None]:
         await self.start()
-        _rest_collector()
+        rest_collector()
         try:
             yield
         finally:
@@ -410,13 +384,7 @@ class Worker:
         presented = self.pipeline.authenticator.present(
             request.method, request.raw_path, request.query, request.raw_headers
         )
-        presented.verify(b"")
-        if presented.caller.refusal is not None:
-            raise refusal_of(presented.caller)
-        if self.directory.stale:
-            raise Unavailable("the directory of keys is stale; please retry", reason="directory_stale")
-        listed, policy = self.model_list, presented.caller.policy
-        return listed.one(policy, name) if name else listed.all(policy)
+        return self.model_list.answer(presented, name, stale=self.directory.stale)
 
 
 def _bounds(s: Settings) -> Bounds:
@@ -429,6 +397,3 @@ def _bounds(s: Settings) -> Bounds:
         hold=s.settle_hold_ms / 1000,
         held_wait=s.held_wait_ms / 1000,
     )
-
-
-__all__ = ["MODEL", "Unauthenticated", "Worker", "create"]

@@ -7,6 +7,9 @@ process of its own when it has a port of its own.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import os
 import resource
 import signal
@@ -157,6 +160,20 @@ def check(settings: Settings) -> None:
 def no_core_dumps() -> None:
     """A crash must not write the memory, with its keys and prompts, to a disk. Children inherit it."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def rest_collector() -> None:
+    """Take what a started process keeps out of the garbage collector's sight, and let it look seldom.
+
+    Calls make many objects and hardly a cycle: reference counting frees them. By its defaults the
+    collector looks every 700 allocations. What importing freed goes back to the system (glibc, with
+    what the image installs: 13 MiB of 112).
+    """
+    gc.collect()
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def _check_upstream(settings: Settings) -> None:

@@ -14,8 +14,10 @@ from proxy.domain.catalogue import Model
 from proxy.domain.discovery import Lifecycle
 from proxy.domain.policy import Policy
 from proxy.domain.rates import usd
-from proxy.errors import Refusal, UnknownModel
+from proxy.errors import Refusal, Unavailable, UnknownModel
+from proxy.pipeline import Presented
 from proxy.policyfile import PolicySet
+from proxy.web.auth import refusal_of
 
 #: prices come into force and lifecycles pass; a list is made anew after so many seconds
 _FRESH_SECONDS = 60.0
@@ -34,6 +36,18 @@ class ModelList:
         self._lifecycles = lifecycles
         self._items: list[tuple[Model, Item]] = []
         self._made: tuple[PolicySet | None, float] = (None, 0.0)
+
+    def answer(self, presented: Presented, name: str, *, stale: bool) -> bytes:
+        """What the key behind a request may call, or the one of it that is named. Its policy is that of every
+        route: raises `Refusal` for a key that is not proven or not in force, and while the directory is stale.
+        """
+        presented.verify(b"")
+        if presented.caller.refusal is not None:
+            raise refusal_of(presented.caller)
+        if stale:
+            raise Unavailable("the directory of keys is stale; please retry", reason="directory_stale")
+        policy = presented.caller.policy
+        return self.one(policy, name) if name else self.all(policy)
 
     def all(self, policy: Policy) -> bytes:
         """Every name that may be called under the policy."""
