@@ -259,6 +259,8 @@ def money() -> Dashboard:
                   queries=(Query(expr=rate("tollhouse_refunds_total"), legend="refunds"),)),
             Panel(title="Clamped", about="Calls whose output limit was lowered to what a budget affords.", unit="reqps", stacked=True,
                   queries=(Query(expr=or_zero(rate("tollhouse_clamped_total", "model", f'{NS}, model=~"$model"')), legend="{{model}}"),)),
+            Panel(title="Invariants checked", about="How long ago a worker last checked them to the end. An alert fires after an hour.", unit="s", red_from=3600, runbook="invariants-unchecked",
+                  queries=(Query(expr=f"time() - max(tollhouse_invariants_checked_seconds{{{NS}}} > 0)", legend="ago"),)),
         ),
     )  # fmt: skip
 

@@ -139,9 +139,10 @@ def duties(settings: Settings, engine: AsyncEngine, bank: PostgresBank, keeper: 
             telemetry.BUDGET_SETTLED.labels(b.tenant, b.scope, b.budget).set(b.settled)
 
     async def invariants() -> None:
-        broken = await keeper.broken_invariants()
+        broken = await keeper.broken_invariants(settings.invariants_seconds)
         for name in ("I1", "I2", "I3", "I4"):
             telemetry.INVARIANT.labels(name).set(broken.get(name, 0))
+        telemetry.INVARIANTS_CHECKED.set(time.time())
         if broken:
             log.critical("invariants of the ledger are broken: %s", broken)
 
@@ -198,6 +199,7 @@ def desk_duties(settings: Settings, engine: AsyncEngine) -> list[Duty]:
 
     return [
         Duty("roll", ROLL_SECONDS, bookkeeper.roll),
+        Duty("doubt", DAY_SECONDS, bookkeeper.doubt),
         Duty("retain", DAY_SECONDS, bookkeeper.retain),
         Duty("watch", WATCH_SECONDS, watchman.budgets_and_keys),
         Duty("watch spend", SPEND_SECONDS, watchman.spend_and_ceilings),

@@ -147,6 +147,9 @@ class Settings:
     ledger_keep_months: int = _setting(
         0, "months whose single calls are kept, at least 2; older ones are dropped, their sums stay; 0: all"
     )
+    invariants_seconds: float = _setting(
+        10.0, "how long the check of the bank's invariants may read the month before it is given up"
+    )
     evidence_log_group: str = _setting(
         "", "CloudWatch Logs group of Bedrock's model invocation log, in each Region that serves calls"
     )

@@ -108,6 +108,11 @@ INVARIANT = Gauge(
     ["invariant"],
     multiprocess_mode="livemostrecent",
 )
+INVARIANTS_CHECKED = Gauge(
+    "tollhouse_invariants_checked_seconds",
+    "Unix time at which the invariants were last checked to the end; 0: never by this worker",
+    multiprocess_mode="livemax",
+)
 OPEN_ATTEMPTS = Gauge(
     "tollhouse_open_attempts", "Attempts without a terminal entry", multiprocess_mode="livemostrecent"
 )

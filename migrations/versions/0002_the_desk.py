@@ -142,6 +142,7 @@ _TABLES = (
     "outbox, alerts, crossings, webhooks, statements, ledger_months, usage_mark, usage_dirty, usage_days"
 )
 _FUNCTIONS = "grant_desk, drop_ledger_month, ledger_month_sums, roll_usage, usage_stain, usage_recompute"
+_FUNCTIONS_SINCE = "usage_advance, usage_doubt"  # a schema that never saw revision 0004 has not got them
 
 
 def upgrade() -> None:
@@ -154,4 +155,5 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.execute("DROP INDEX entries_at")
     op.execute("ALTER TABLE admins DROP COLUMN pepper_id")
-    run_script(f"DROP TABLE {_TABLES} CASCADE;\nDROP FUNCTION {_FUNCTIONS} CASCADE;")
+    run_script(f"DROP FUNCTION {_FUNCTIONS} CASCADE;\nDROP FUNCTION IF EXISTS {_FUNCTIONS_SINCE} CASCADE;")
+    run_script(f"DROP TABLE {_TABLES} CASCADE;")

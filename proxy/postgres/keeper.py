@@ -7,11 +7,13 @@ from typing import Any
 
 import asyncpg
 from sqlalchemy import TextClause, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from proxy.errors import BankAway
+from proxy.postgres.control import reading, sqlstate
 
+_CANCELED = "57014"
 _AWAY = (OSError, TimeoutError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError)
 _STANDINGS = text(
     """
@@ -72,9 +74,19 @@ class Keeper:
         count, age = (await self._rows(_OPEN))[0]
         return int(count), float(age)
 
-    async def broken_invariants(self) -> dict[str, int]:
-        """Violations by invariant since the start of the month; empty when all hold."""
-        return {str(name): int(count) for name, count in await self._rows(_BROKEN)}
+    async def broken_invariants(self, seconds: float) -> dict[str, int]:
+        """Violations by invariant since the start of the month; empty when all hold. Raises `BankAway` as well when
+        reading the month takes longer than `seconds`: then nothing is known.
+        """
+        try:
+            async with reading(self._engine) as db, db.begin():
+                await db.execute(text(f"SET LOCAL statement_timeout = {max(1, round(seconds * 1000))}"))
+                rows = (await db.execute(_BROKEN)).all()
+        except BankAway as error:
+            if isinstance(error.__cause__, DBAPIError) and sqlstate(error.__cause__) == _CANCELED:
+                raise BankAway(f"not checked: the month cannot be read within {seconds:g} s") from error
+            raise
+        return {str(name): int(count) for name, count in rows}
 
     async def partition_days(self) -> float:
         return float((await self._rows(_DAYS))[0][0])

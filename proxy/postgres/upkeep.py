@@ -26,7 +26,9 @@ _NOT_YET = "55000"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rolled:
-    """`leader` False: another worker is at it. `waiting` days are left for the next round."""
+    """`leader` False: another worker is at it. `rolled` days were summed again; `waiting` days, or hours of the
+    ledger, are left for the next round.
+    """
 
     leader: bool
     rolled: int
@@ -39,11 +41,16 @@ class PostgresUpkeep:
         self._engine = engine
 
     async def roll_usage(self, at_most: int) -> Rolled:
-        """Sum at most so many days again, in one transaction."""
+        """Add what is new and sum at most so many dirty days again, in one transaction."""
         async with writing(self._engine) as db:
             await db.execute(text("SET LOCAL statement_timeout = '120s'"))
             row = (await db.execute(text("SELECT * FROM roll_usage(:most)"), {"most": at_most})).one()
         return Rolled(leader=row.leader, rolled=row.rolled, waiting=row.waiting, rolled_to=row.rolled_to)
+
+    async def doubt(self) -> int:
+        """Have the last whole day of every tenant summed again. Returns how many days wait for it."""
+        async with writing(self._engine) as db:
+            return int(await db.scalar(text("SELECT usage_doubt()")) or 0)
 
     async def drop_months(self, keep: int) -> list[dt.date]:
         """Drop the single calls of months older than `keep` months (at least 2); their sums by day stay.

@@ -1,9 +1,9 @@
 """Usage and spend, summed by whatever a report asks for. Reads only, one statement, one snapshot.
 
-Most of a report comes from `usage_days`. What the days cannot say yet comes from the ledger itself:
-days with entries newer than the mark, days that wait to be summed again, and the two ends of a range
-that begins or ends within a day. So a report holds exactly what the ledger holds at that moment, however
-late the worker is; a worker that is late makes it slow, not wrong.
+Most of a report comes from `usage_days`, which hold the calls that the worker's mark has passed. What they cannot say
+yet comes from the ledger itself: calls that were resolved since, whole days with corrections since or that wait to be summed
+again, and the two ends of a range that begins or ends within a day. So a report holds exactly what the ledger holds at that
+moment, however late the worker is; a worker that is late makes it slow, not wrong.
 
 A day is a local day of its tenant, whose time zone is fixed for life. Of months that were dropped from
 the ledger only whole days are left: a range that ends within one counts all of it.
@@ -104,7 +104,7 @@ def _rows(where: CallFilter, parameters: dict[str, Any]) -> str:
           SELECT t.tenant, (t.admitted_at AT TIME ZONE r.zone)::date AS day,
                  date_trunc('month', uuid7_time(t.attempt) AT TIME ZONE 'UTC')::date AS month
             FROM entries e JOIN attempts t ON t.attempt = e.attempt JOIN range r ON r.tenant = t.tenant
-           WHERE e.at > (SELECT rolled_to FROM usage_mark)
+           WHERE e.at > (SELECT rolled_to FROM usage_mark) AND e.slot > 0
           UNION SELECT d.tenant, d.day, d.month FROM usage_dirty d
           UNION SELECT r.tenant, d.day, date_trunc('month', m.at AT TIME ZONE 'UTC')::date
             FROM range r
@@ -127,6 +127,8 @@ def _rows(where: CallFilter, parameters: dict[str, Any]) -> str:
              AND NOT EXISTS (SELECT FROM live v WHERE (v.tenant, v.day, v.month) = (u.tenant, u.day, u.month))
              AND {_filters("u", where, parameters)}
           UNION ALL
+          {_FRESH} AND {_filters("t", where, parameters)}
+          UNION ALL
           {_LIVE} AND {_filters("t", where, parameters)})"""  # noqa: S608 (literals of this module)
 
 
@@ -145,13 +147,29 @@ def _filters(alias: str, where: CallFilter, parameters: dict[str, Any]) -> str:
     return " AND ".join(conditions)
 
 
-_LIVE = """
-          SELECT t.tenant, v.day, coalesce(t.project, '00000000-0000-0000-0000-000000000000'), t.key, t.model,
-                 t.target, t.tags, t.operation, t.state, 1, t.cost, t.upstream_cost, t.saved,
-                 coalesce(c.refunded, 0), coalesce(c.adjusted, 0), coalesce(c.overrun, 0),
+#: what one call adds, but its corrections; in the order of `usage_days`
+_CALL = """
+                 coalesce(t.project, '00000000-0000-0000-0000-000000000000'), t.key, t.model,
+                 t.target, t.tags, t.operation, t.state, 1, t.cost, t.upstream_cost, t.saved"""
+_TOKENS = """
                  coalesce(t.input_tokens, 0), coalesce(t.output_tokens, 0), coalesce(t.cache_read_tokens, 0),
                  coalesce(t.cache_write_5m_tokens, 0) + coalesce(t.cache_write_1h_tokens, 0),
-                 coalesce(t.images, 0), coalesce(t.guardrail_units, 0)
+                 coalesce(t.images, 0), coalesce(t.guardrail_units, 0)"""
+#: calls that the mark has not passed, in days that are not summed from the ledger anyway. They have no corrections.
+_FRESH = f"""
+          SELECT t.tenant, d.day, {_CALL}, 0, 0, 0, {_TOKENS}
+            FROM entries e
+            JOIN attempts t ON t.attempt = e.attempt
+            JOIN range r ON r.tenant = t.tenant
+            CROSS JOIN LATERAL (
+              SELECT (t.admitted_at AT TIME ZONE r.zone)::date AS day,
+                     date_trunc('month', uuid7_time(t.attempt) AT TIME ZONE 'UTC')::date AS month) AS d
+           WHERE e.at > (SELECT rolled_to FROM usage_mark) AND e.slot = 0
+             AND (r.first IS NULL OR d.day >= r.first) AND (r.last IS NULL OR d.day <= r.last)
+             AND NOT EXISTS (SELECT FROM live v WHERE (v.tenant, v.day, v.month) = (t.tenant, d.day, d.month))"""  # noqa: S608 (literals of this module)
+_LIVE = f"""
+          SELECT t.tenant, v.day, {_CALL},
+                 coalesce(c.refunded, 0), coalesce(c.adjusted, 0), coalesce(c.overrun, 0), {_TOKENS}
             FROM live v
             CROSS JOIN LATERAL (
               SELECT greatest(uuid7_floor(v.first - interval '6 minutes'),
@@ -165,4 +183,4 @@ _LIVE = """
                      sum(e.amount) FILTER (WHERE e.kind = 6) AS adjusted,
                      sum(e.amount) FILTER (WHERE e.kind = 7) AS overrun
                 FROM entries e WHERE e.attempt = t.attempt AND e.slot > 0) AS c ON t.extra_entries > 0
-           WHERE t.state <> 0 AND t.admitted_at >= v.first AND t.admitted_at < v.last"""
+           WHERE t.state <> 0 AND t.admitted_at >= v.first AND t.admitted_at < v.last"""  # noqa: S608 (literals of this module)

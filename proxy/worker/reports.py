@@ -29,7 +29,11 @@ class UsageStore(Protocol):
     """Everything raises `BankAway`."""
 
     async def roll_usage(self, at_most: int) -> Rolled:
-        """Note what changed and sum at most so many days again."""
+        """Add what is new and sum at most so many days again that were corrected."""
+        ...
+
+    async def doubt(self) -> int:
+        """Have days that are over summed again; how many."""
         ...
 
     async def drop_months(self, keep: int) -> list[dt.date]: ...
@@ -51,6 +55,10 @@ class Bookkeeper:
                 telemetry.USAGE_ROLLED_TO.set(rolled.rolled_to.timestamp())
             if not rolled.leader or not rolled.waiting:
                 return
+
+    async def doubt(self) -> None:
+        """The days that are over once more, whatever was added to them."""
+        log.debug("%d days are summed again", await self._store.doubt())
 
     async def retain(self) -> None:
         """Nothing, when everything is kept."""

@@ -72,6 +72,25 @@ async def test_up_down_and_up_again_on_data(empty_database_url: str) -> None:
     await engine.dispose()
 
 
+async def test_days_that_were_summed_beyond_the_mark_count_once(
+    database_url: str, world: PostgresWorld
+) -> None:
+    """Until revision 0003 a day was summed with whatever was in it, and the mark stayed behind."""
+    caller = await world.caller()
+    await world.budget("tenant", caller.tenant, caller.tenant, 1000)
+    attempt = caller.attempt(10)
+    await world.bank.admit(attempt)
+    await world.bank.settle(post(attempt, 3))
+    migrate.downgrade(database_url, "0003")
+    await asyncio.sleep(1.1)
+    await world.run("SELECT * FROM roll_usage(10)")
+    await world.run("UPDATE usage_mark SET rolled_to = (SELECT min(at) FROM entries) - interval '1 second'")
+    migrate.upgrade(database_url)
+    for _ in range(2):
+        await world.run("SELECT * FROM roll_usage(10)")
+        assert await world.run("SELECT sum(attempts), sum(cost) FROM usage_days") == [(1, 3)]
+
+
 def test_two_processes_at_once_migrate_once(empty_database_url: str) -> None:
     program = "import sys; from proxy.postgres.migrate import upgrade; upgrade(sys.argv[1])"
     runners = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime as dt
 import io
+import random
 import time
 from typing import Any
 from uuid import UUID
@@ -15,6 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from proxy.domain import focus
+from proxy.postgres.upkeep import PostgresUpkeep
 from tests.integration.admin.ledgers import Past, next_month
 from tests.support.stack import nano
 
@@ -78,13 +80,89 @@ async def test_the_days_and_the_ledger_say_the_same_whatever_is_rolled_up(admin,
         ("kiwi", str(day + dt.timedelta(days=1))): "1.000000012",
     }
     time.sleep(1.1)  # the mark stays a second behind
-    rolled = await past.roll(2)
-    assert (rolled.leader, rolled.rolled, rolled.waiting) == (True, 2, 1)
+    rolled = await past.roll()
+    assert (rolled.leader, rolled.rolled, rolled.waiting) == (True, 0, 0)
+    assert await ask() == fresh
+    await past.run("INSERT INTO usage_dirty SELECT DISTINCT tenant, day, month FROM usage_days")
+    await past.run("UPDATE usage_days SET cost = cost + 1")  # a dirty day is not believed
+    assert await ask() == fresh
+    assert tuple(await past.roll(2))[1:3] == (2, 1)
     assert await ask() == fresh
     assert (await past.roll()).waiting == 0
     assert await ask() == fresh
     await past.run("TRUNCATE usage_days")  # so this is what the answers come from, but for partial days
     assert await spend(admin, "group_by=tenant") == {}
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_a_report_is_exact_after_every_step(admin, past, keys, seed) -> None:
+    """Calls, corrections, rounds of the worker, days in doubt and a clock that went back, in any order, beside
+    sums that the test keeps itself.
+    """
+    dice = random.Random(seed)
+    zones = {"acme": dt.UTC, "kiwi": KIWI}
+    told: dict[tuple[str, str], int] = {}
+    attempts: list[tuple[UUID, tuple[str, str]]] = []
+    today = dt.datetime.now(dt.UTC)
+    for _ in range(60):
+        step = dice.choice(["call"] * 6 + ["adjust"] * 2 + ["roll"] * 3 + ["doubt", "pause", "back"])
+        if step == "call":
+            slug = dice.choice(["acme", "kiwi"])
+            when = today - dt.timedelta(minutes=dice.randrange(3 * 1440))
+            place = (slug, str(when.astimezone(zones[slug]).date()))
+            cost = dice.randrange(1, 10**9)
+            attempts.append((await past.call(keys[slug], when, cost, state=dice.choice([1, 3])), place))
+            told[place] = told.get(place, 0) + cost
+        elif step == "adjust" and attempts:
+            attempt, place = dice.choice(attempts)
+            amount = dice.randrange(1, 10**6)
+            await past.adjust(attempt, amount, f"price {dice.random()}")
+            told[place] += amount
+        elif step == "roll":
+            await past.roll(dice.choice([0, 1, 1000]))
+        elif step == "doubt":
+            await past.run("SELECT usage_doubt()")
+        elif step == "pause":
+            time.sleep(1.1)
+        elif step == "back":  # the mark is ahead of the clock
+            time.sleep(1.1)
+            await past.run(
+                "UPDATE usage_mark SET rolled_to = now() + interval '9 seconds' WHERE isfinite(rolled_to)"
+            )
+            await past.roll(1000)
+        found = await spend(admin, "group_by=tenant,day")
+        assert {place: nano(usd) for place, usd in found.items()} == told, step
+    time.sleep(1.1)
+    assert (await past.roll()).waiting == 0
+    rows = await past.run(
+        "SELECT n.slug, u.day::text, sum(u.cost) FROM usage_days u JOIN tenants n ON n.id = u.tenant GROUP BY 1, 2"
+    )
+    assert {(slug, day): cost for slug, day, cost in rows} == told
+
+
+async def test_a_worker_that_was_away_goes_on_by_hours(admin, past, keys) -> None:
+    for hours in (30, 9, 9, 2):
+        when = dt.datetime.now(dt.UTC) - dt.timedelta(hours=hours)
+        attempt = await past.call(keys["acme"], when, 10**9)
+        await past.run("ALTER TABLE entries DISABLE TRIGGER USER")
+        await past.run("UPDATE entries SET at = :at WHERE attempt = :a", at=when, a=attempt)
+    rounds = [(await past.roll()) for _ in range(31)]
+    assert [r.waiting for r in rounds] == [1] * 29 + [0, 0]
+    assert sum(r.rolled for r in rounds) == 0
+    assert await past.run("SELECT sum(attempts), sum(cost) FROM usage_days") == [(4, 4 * 10**9)]
+    assert await spend(admin, "group_by=tenant") == {("acme",): "4.00"}
+
+
+async def test_a_day_that_is_over_is_summed_once_more(admin, past, keys, engine) -> None:
+    yesterday = dt.datetime.now(dt.UTC) - dt.timedelta(days=1)
+    await past.call(keys["acme"], yesterday, 10**9)
+    time.sleep(1.1)
+    await past.roll()
+    await past.run("UPDATE usage_days SET cost = 0")  # whatever went wrong
+    assert await PostgresUpkeep(engine).doubt() == 1
+    assert await spend(admin, "group_by=tenant") == {("acme",): "1.00"}  # at once: the day is not believed
+    await past.roll()
+    assert await past.run("SELECT sum(cost) FROM usage_days") == [(10**9,)]
 
 
 async def test_a_late_correction_reaches_the_day_of_its_call(admin, past, keys) -> None:

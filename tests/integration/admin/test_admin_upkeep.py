@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
 import pytest
+from sqlalchemy import text
 
+from proxy import background, telemetry
+from proxy.errors import BankAway
 from proxy.policyfile import BudgetTemplate, Plan
+from proxy.postgres.bank import PostgresBank
+from proxy.postgres.keeper import Keeper
 from proxy.postgres.templated import PostgresTemplated
 from proxy.postgres.upkeep import PostgresUpkeep
+from proxy.settings import Settings
 from proxy.worker.reports import Bookkeeper
 from proxy.worker.templates import Gardener
 from tests.integration.admin.ledgers import Past
@@ -113,3 +121,42 @@ async def test_a_bookkeeper_rolls_everything_up_and_drops_what_is_old(admin, eng
     assert (await past.run("SELECT count(*) FROM attempts"))[0][0] == 0
     assert (await admin.get("/reports/spend"))["total_usd"] == "70.00"
     assert await upkeep.drop_months(3) == []
+
+
+async def test_a_check_of_the_invariants_that_takes_too_long_says_so(admin, engine, owner) -> None:
+    keeper = Keeper(engine)
+    assert await keeper.broken_invariants(10.0) == {}
+    async with owner.begin() as other:
+        await other.execute(text("LOCK TABLE accounts"))
+        with pytest.raises(BankAway, match=r"the month cannot be read within 0\.2 s"):
+            await keeper.broken_invariants(0.2)
+    async with engine.connect() as db:  # the limit was that transaction's alone
+        assert await db.scalar(text("SELECT current_setting('statement_timeout')")) == "10s"
+
+
+async def test_a_worker_tells_when_it_last_came_to_the_end_of_the_check(monkeypatch, engine) -> None:
+    outcomes: Iterator[dict[str, int] | BankAway] = iter([{}, {"I3": 2}, BankAway("not checked")])
+    times = iter([100.0, 200.0])
+    monkeypatch.setattr(background, "time", SimpleNamespace(time=lambda: next(times)))
+
+    class Judge:
+        async def broken_invariants(self, seconds: float) -> dict[str, int]:
+            assert seconds == 7.5
+            outcome = next(outcomes)
+            if isinstance(outcome, BankAway):
+                raise outcome
+            return outcome
+
+    settings = Settings(
+        database_url="postgresql://x/y", redis_url="redis://x", master_key="00" * 32, invariants_seconds=7.5
+    )
+    duties = background.duties(settings, engine, PostgresBank(engine, lanes=1), Judge())  # type: ignore[arg-type]
+    [duty] = [one for one in duties if one.name == "invariants"]
+    seen = []
+    for _ in range(3):
+        with contextlib.suppress(BankAway):
+            await duty.act()
+        seen.append(
+            (telemetry.INVARIANTS_CHECKED._value.get(), telemetry.INVARIANT.labels("I3")._value.get())
+        )
+    assert seen == [(100.0, 0), (200.0, 2), (200.0, 2)]
