@@ -1,9 +1,11 @@
 """`make bench-growth`: does a call cost the same when there is more of everything?
 
-python -m bench.growth [--tenants 10,1000] [--rows 0,200000] [--bytes 1000,1000000] [--calls 0]
+python -m bench.growth [--tenants 10,1000] [--rows 0,200000] [--bytes 1000,1000000] [--workers 1,2] [--calls 0]
 
 Tollhouse alone, c=16, CPU of proxy and Postgres per call: with few and many tenants that call in turn, with an
-empty and a grown ledger, with small and large bodies, and its memory over many calls.
+empty and a grown ledger, with small and large bodies, with one worker and two, and its memory over many calls.
+
+The machine may change its pace meanwhile: each look says how many ns one addition in Python took beside it.
 """
 
 from __future__ import annotations
@@ -11,13 +13,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
 
-from bench import contestants, forms, measure, payloads
+from bench import contestants, forms, measure, payloads, processes
+from bench.contestants import Ask
 from bench.measure import Figures
 from bench.run import RESULTS, Session, session_of
 from bench.world import Key, Tollhouse
@@ -28,6 +33,9 @@ SECONDS = 5
 #: at a grown ledger; the worker sums the day again in one or two of them, and rests twenty times as long
 LOOKS = 7
 ROWS_AT_ONCE = 100_000
+#: the middle of so many looks, where nothing comes now and then
+ALTERNATIONS = 3
+KINDS = ("tenants", "rows", "bytes", "workers")
 
 
 def tenants(session: Session, counts: list[int]) -> list[Figures]:
@@ -40,8 +48,11 @@ def tenants(session: Session, counts: list[int]) -> list[Figures]:
         ours = _ours(session, tokens[-1])
         if wrong := measure.settled_down(ours, seconds=120):
             raise RuntimeError(f"{count} tenants are not known: {wrong}")
-        measure.closed(session.place, ours, 16, 2, tokens=tokens)
-        out.append({"tenants": count, **_closed(session, ours, tokens)})
+        warm = 0
+        while warm < 1.2 * count:  # each has called before
+            warm += measure.closed(session.place, ours, 16, 2, tokens=tokens)["calls"]
+        looks = [_look(session, ours, tokens) for _ in range(ALTERNATIONS)]
+        out.append({"tenants": count, **_middle(looks, "cpu_us_proxy")})
         session.say(json.dumps(out[-1]))
     return out
 
@@ -59,17 +70,33 @@ def rows(session: Session, key: Key, counts: list[int]) -> list[Figures]:
             there += more
         asyncio.run(_execute(dsn, "VACUUM ANALYZE attempts, entries"))
         measure.closed(session.place, ours, 16, 2)
-        out.append({"rows": there, **_between_rounds([_closed(session, ours) for _ in range(LOOKS)])})
+        looks = [_look(session, ours) for _ in range(LOOKS)]
+        most = max(look["cpu_us_postgres"] for look in looks)
+        out.append({"rows": there, **_middle(looks, "cpu_us_postgres"), "cpu_us_postgres_most": most})
         session.say(json.dumps(out[-1]))
     return out
 
 
-def _between_rounds(looks: list[Figures]) -> Figures:
-    """The look in the middle by Postgres's cost, and the dearest, in which the worker had a round."""
-    looks = sorted(looks, key=lambda look: float(look["cpu_us_postgres"]))
-    return looks[len(looks) // 2] | {
-        "errors": sum(look["errors"] for look in looks), "cpu_us_postgres_most": looks[-1]["cpu_us_postgres"],
-    }  # fmt: skip
+def _middle(looks: list[Figures], by: str) -> Figures:
+    """The look in the middle by the cost of `by` at one pace of the machine, with the errors of all."""
+    looks = sorted(looks, key=lambda look: float(look[by] / look["pace"]))
+    return looks[len(looks) // 2] | {"errors": sum(look["errors"] for look in looks)}
+
+
+def _pace(core: int) -> float:
+    """ns that the core takes for one addition in Python now. What the machine does, the same in every look."""
+    spin = [sys.executable, "-c", _SPIN, str(core)]
+    return float(subprocess.run(spin, check=True, capture_output=True, text=True).stdout)
+
+
+_SPIN = """
+import os, sys, time
+os.sched_setaffinity(0, {int(sys.argv[1])})
+total, began = 0, time.process_time_ns()
+for n in range(3_000_000):
+    total += n
+print((time.process_time_ns() - began) / 3_000_000)
+"""
 
 
 def bodies(session: Session, key: Key, sizes: list[int]) -> list[Figures]:
@@ -79,12 +106,43 @@ def bodies(session: Session, key: Key, sizes: list[int]) -> list[Figures]:
         ours = _ours(session, key.bearer_token)
         ask = replace(ours.ask(stream=False), body=payloads.llama_request(size))
         measure.closed(session.place, ours, 4, 1, ask=ask)
-        figures = measure.closed(session.place, ours, 4, SECONDS, ask=ask)
+        looks = [_look(session, ours, connections=4, ask=ask) for _ in range(ALTERNATIONS)]
         nginx = contestants.Nginx(session.place)
         nginx.start()
         beside = measure.closed(session.place, nginx, 4, 2, ask=replace(ask, port=nginx.port))
         nginx.stop()
-        out.append({"bytes": len(ask.body), **figures, "nginx_cpu_us": beside["cpu_us_proxy"]})
+        out.append(
+            {"bytes": len(ask.body), **_middle(looks, "cpu_us_proxy"), "nginx_cpu_us": beside["cpu_us_proxy"]}
+        )
+        session.say(json.dumps(out[-1]))
+    return out
+
+
+def workers(session: Session, key: Key, counts: list[int]) -> list[Figures]:
+    """One worker and more, each asked by 16 at once, in turn. More than one take both cores, beside the load."""
+    first, groups = session.tollhouse, list[Tollhouse]()
+    try:
+        for count in counts:
+            group = first if count == 1 else replace(
+                first, workers=count, home=session.place.home / f"workers-{count}", port=processes.free_port()
+            )  # fmt: skip
+            groups.append(group)
+            if group is not first:
+                group.start()
+        looks: list[list[Figures]] = [[] for _ in counts]
+        for _ in range(ALTERNATIONS):
+            for group, seen in zip(groups, looks, strict=True):
+                ours = contestants.Ours(session.place, group, key)
+                ours.start()
+                measure.closed(session.place, ours, 16 * group.workers, 1)
+                seen.append(_look(session, ours, connections=16 * group.workers))
+    finally:
+        for group in groups:
+            if group is not first:
+                group.stop()
+    out = []
+    for count, seen in zip(counts, looks, strict=True):
+        out.append({"workers": count, **_middle(seen, "cpu_us_proxy")})
         session.say(json.dumps(out[-1]))
     return out
 
@@ -107,8 +165,19 @@ def _ours(session: Session, bearer: str) -> contestants.Ours:
     return ours
 
 
-def _closed(session: Session, ours: contestants.Ours, tokens: list[str] | None = None) -> Figures:
-    return measure.closed(session.place, ours, 16, SECONDS, tokens=tokens or ())
+def _look(
+    session: Session,
+    ours: contestants.Ours,
+    tokens: Sequence[str] = (),
+    *,
+    connections: int = 16,
+    ask: Ask | None = None,
+) -> Figures:
+    """Five seconds, between two looks at the pace of the proxy's core."""
+    core = min(session.place.cores.proxy)
+    before = _pace(core)
+    figures = measure.closed(session.place, ours, connections, SECONDS, tokens=tokens, ask=ask)
+    return figures | {"pace": round((before + _pace(core)) / 2, 1)}
 
 
 async def _execute(dsn: str, statement: str) -> None:
@@ -205,17 +274,16 @@ def main() -> int:
     parser.add_argument("--tenants", default="10,1000")
     parser.add_argument("--rows", default="0,200000")
     parser.add_argument("--bytes", default="1000,1000000")
+    parser.add_argument("--workers", default="1,2")
     parser.add_argument("--calls", type=int, default=0, help="look at memory over so many calls")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    told = {
-        name: [int(n) for n in getattr(options, name).split(",") if n]
-        for name in ("tenants", "rows", "bytes")
-    }
+    told = {name: [int(n) for n in getattr(options, name).split(",") if n] for name in KINDS}
     with session_of(forms.SMOKE) as session:
         key = session.tollhouse.governed("acme")
         session.results |= {
             "bytes": bodies(session, key, told["bytes"]),
+            "workers": workers(session, key, told["workers"]),
             "tenants": tenants(session, told["tenants"]),
             "rows": rows(session, key, told["rows"]),
             "memory": memory(session, key, options.calls),
@@ -233,16 +301,19 @@ def main() -> int:
 
 def table(results: Figures) -> str:
     """What grew, and what a call cost."""
-    lines = ["| what grew | to | calls/s | proxy µs | Postgres µs | Redis µs | errors |", "|" + "---|" * 7]
-    for what in ("tenants", "rows", "bytes"):
+    lines = [
+        "| what grew | to | calls/s | proxy µs | Postgres µs | Redis µs | pace ns | errors |",
+        "|" + "---|" * 8,
+    ]
+    for what in KINDS:
         for each in results[what]:
             cells = [what, f"{each[what]:,}", f"{each['rate']:,.0f}"]
             cells += [f"{each[f'cpu_us_{part}']:,.0f}" for part in ("proxy", "postgres", "redis")]
             if "cpu_us_postgres_most" in each:
                 cells[-2] += f", at most {each['cpu_us_postgres_most']:,.0f}"
-            lines.append("| " + " | ".join([*cells, str(each["errors"])]) + " |")
+            lines.append("| " + " | ".join([*cells, str(each["pace"]), str(each["errors"])]) + " |")
     for look in results["memory"]:
-        lines.append(f"| memory, MiB | {look['calls']:,} calls | – | {look['rss_largest']} | – | – | – |")
+        lines.append(f"| memory, MiB | {look['calls']:,} calls | – | {look['rss_largest']} | – | – | – | – |")
     return "\n".join(lines)
 
 

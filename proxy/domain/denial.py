@@ -66,6 +66,7 @@ def denial(admission: Admission, ceiling: int, floor: int, tenant: str) -> Refus
     )
 
 
+@lru_cache(maxsize=4096)
 def usd(nano: int) -> str:
     """Nano-dollars as dollars, exactly, without trailing zeros beyond the cent."""
     sign, nano = ("-", -nano) if nano < 0 else ("", nano)
