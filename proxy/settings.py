@@ -99,7 +99,9 @@ class Settings:
     replicas: int = _setting(
         0, "proxy replicas that share the limits while Redis is away; 0 counts those seen last"
     )
-    bank_lanes: int = _setting(2, "Postgres connections per worker that admit and settle")
+    bank_lanes: int = _setting(
+        1, "Postgres connections per worker that admit and settle; more make smaller, dearer batches"
+    )
     admit_timeout_ms: int = _setting(2000, "longest wait for the bank before a call is refused")
     held_wait_ms: int = _setting(
         500, "longest wait for running calls to free budget before a call is refused as held; at most 2000"

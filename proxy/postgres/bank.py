@@ -73,7 +73,7 @@ class PostgresBank:
         self,
         engine: AsyncEngine,
         *,
-        lanes: int = 2,
+        lanes: int = 1,
         admit_timeout_s: float = 2.0,
         settle_timeout_s: float = 10.0,
         max_items: int = 256,

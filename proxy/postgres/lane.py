@@ -8,6 +8,9 @@ What one item does to the others of its batch:
   * Its account is locked by somebody (a slow administrator, a report gone wrong): the batch waits
     250 ms once; then the statement is repeated passing over locked accounts, so the others are
     served. For a second the tenants concerned travel in a batch of their own.
+  * Its budget refuses it: the cheap statement does nothing and the batch is judged one by one. For a moment
+    that tenant travels in a batch of its own, so that whoever hammers a spent budget leaves the cheap one to
+    the others.
   * It cannot be stored at all: the batch is halved until it stands alone. Nobody else is harmed.
 """
 
@@ -41,7 +44,7 @@ Item = Move | Hit
 STATEMENT_TIMEOUT_S = 1.2
 CONNECT_TIMEOUT_S = 1.5
 SUSPICION_S = 1.0
-#: after a denial batches are judged at once: the next is likely to hold another one
+#: after a denial a tenant's items are judged at once: the next is likely to be another one
 JUDGE_S = 0.25
 #: plans are made anew this often, for what the tables have become
 PLAN_AGE_S = 60.0
@@ -88,10 +91,11 @@ class Lane:
         self._held: AsyncConnection | None = None
         self._driver: asyncpg.Connection[asyncpg.Record] | None = None
         self._planned_at = 0.0
-        self._judge_until = 0.0
         self._callers = swift.Callers()
         #: tenants (or attempts, where the tenant is not known) whose accounts were locked, and until when
         self._suspects: dict[UUID, float] = {}
+        #: tenants whose budgets refused a call, and until when their items are judged without being tried
+        self._refused: dict[UUID, float] = {}
         self.batcher: Batcher[tuple[UUID, Item], Answer] = Batcher(
             self.send, max_items=max_items, max_waiting=max_waiting, turns=CROWD_TURNS
         )
@@ -155,7 +159,7 @@ class Lane:
 
     async def send(self, items: Sequence[tuple[UUID, Item]]) -> list[Answer | BaseException]:
         """What the batcher calls: one answer an item, in order."""
-        if not self._suspects and _fits_one(items):
+        if not self._suspects and not self._refused and _fits_one(items):
             return await self._send_round(items)
         answers: list[Answer | BaseException] = [Again("not asked")] * len(items)
         for places in self._rounds(items):
@@ -171,9 +175,10 @@ class Lane:
         """
         now = time.monotonic()
         self._suspects = {key: until for key, until in self._suspects.items() if until > now}
-        rounds: list[tuple[tuple[bool, bool], set[UUID], list[int]]] = []
+        self._refused = {key: until for key, until in self._refused.items() if until > now}
+        rounds: list[tuple[tuple[bool, bool, bool], set[UUID], list[int]]] = []
         for place, (tenant, item) in enumerate(items):
-            kind = (isinstance(item, Hit), tenant in self._suspects)
+            kind = (isinstance(item, Hit), tenant in self._suspects, tenant in self._refused)
             after = max(
                 (n + 1 for n, (_, ids, _) in enumerate(rounds) if not ids.isdisjoint(item.ids)), default=0
             )
@@ -190,16 +195,24 @@ class Lane:
         if hits:
             return await self._isolate(hits, skip_locked=False)
         moves = [item for _, item in items if isinstance(item, Move)]
-        answers = await self._isolate(moves, skip_locked=items[0][0] in self._suspects)
-        until = time.monotonic() + SUSPICION_S
+        first = items[0][0]  # all of a round are of its kind
+        answers = await self._isolate(
+            moves, skip_locked=first in self._suspects, judge=first in self._refused
+        )
+        now = time.monotonic()
         for (tenant, _), answer in zip(items, answers, strict=True):
-            if isinstance(answer, Again) and answer.reason == wire.LOCKED:
-                self._suspects[tenant] = until
+            if isinstance(answer, Again):
+                if answer.reason == wire.LOCKED:
+                    self._suspects[tenant] = now + SUSPICION_S
+            elif isinstance(answer, Admission) and answer.verdict is Verdict.DENIED:
+                self._refused[tenant] = now + JUDGE_S
         return answers
 
-    async def _isolate(self, items: Sequence[Item], *, skip_locked: bool) -> list[Answer | BaseException]:
+    async def _isolate(
+        self, items: Sequence[Item], *, skip_locked: bool, judge: bool = False
+    ) -> list[Answer | BaseException]:
         try:
-            return list(await self._statement(items, skip_locked=skip_locked))
+            return list(await self._statement(items, skip_locked=skip_locked, judge=judge))
         except _UndecidedError as error:
             return [Again(str(error), undecided=True)] * len(items)
         except _LockedError:
@@ -214,22 +227,22 @@ class Lane:
         first = await self._isolate(items[:half], skip_locked=skip_locked)
         return first + await self._isolate(items[half:], skip_locked=skip_locked)
 
-    async def _statement(self, items: Sequence[Item], *, skip_locked: bool) -> Sequence[Answer]:
+    async def _statement(self, items: Sequence[Item], *, skip_locked: bool, judge: bool) -> Sequence[Answer]:
         hits = [item for item in items if isinstance(item, Hit)]
         if hits:
             return wire.hit_answers(hits, await self._fetch(wire.RECORD_HITS, wire.hit_columns(hits)))
         moves = [item for item in items if isinstance(item, Move)]
         try:
             failpoints.reach_statement("before", moves)
-            answers = await self._move(moves, skip_locked=skip_locked)
+            answers = await self._move(moves, skip_locked=skip_locked, judge=judge)
             failpoints.reach_statement("after", moves)
         except OSError as error:
             raise _UndecidedError(str(error)) from error
         return answers
 
-    async def _move(self, moves: Sequence[Move], *, skip_locked: bool) -> Sequence[Answer]:
+    async def _move(self, moves: Sequence[Move], *, skip_locked: bool, judge: bool) -> Sequence[Answer]:
         """The cheap way where nothing speaks against it; what is not plain is judged one by one."""
-        if not skip_locked and time.monotonic() >= self._judge_until and swift.plain(moves):
+        if not skip_locked and not judge and swift.plain(moves):
             batch = swift.Swift(moves, self._callers)
             try:
                 ((row,),) = await self._fetch(batch.query, batch.columns)
@@ -241,10 +254,7 @@ class Lane:
                 return done
             self._callers = swift.Callers()
         query, columns = wire.move_call(moves, skip_locked=skip_locked)
-        answers = wire.move_answers(moves, await self._fetch(query, columns))
-        if any(isinstance(a, Admission) and a.verdict is Verdict.DENIED for a in answers):
-            self._judge_until = time.monotonic() + JUDGE_S
-        return answers
+        return wire.move_answers(moves, await self._fetch(query, columns))
 
     async def _fetch(self, query: str, columns: Sequence[Any]) -> Sequence[Any]:
         """Raises one of the three ways a batch can fail."""

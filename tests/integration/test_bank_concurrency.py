@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ from sqlalchemy.exc import DBAPIError
 from proxy.domain.ledger import Admission, Outcome, Settled, State, Verdict
 from proxy.embedded import Postgres
 from proxy.errors import BankAway
+from proxy.postgres import lane as lane_module
 from proxy.postgres import migrate
 from proxy.postgres.bank import PostgresBank
 from proxy.postgres.engine import create_engine
+from proxy.postgres.wire import Move
 from tests.contract.bank_twin import PostgresWorld, at_ceiling, post, void
 
 Worlds = Callable[..., Awaitable[PostgresWorld]]
@@ -174,6 +176,40 @@ async def test_text_of_bedrock_cannot_poison_a_batch(worlds: Worlds) -> None:
     )
     assert request.startswith("abxxx")
     assert tokens == 2**31 - 1
+
+
+async def test_a_tenant_that_is_refused_leaves_the_cheap_statement_to_the_others(
+    worlds: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = await worlds(lanes=1)
+    spent, *others = [await world.caller() for _ in range(4)]
+    for caller, limit in ((spent, 5), *((other, 10_000) for other in others)):
+        await world.budget("tenant", caller.tenant, caller.tenant, limit)
+    [lane] = world.bank._lanes
+    asked: list[tuple[bool, int]] = []
+    move = lane._move
+
+    async def watched(moves: Sequence[Move], *, skip_locked: bool, judge: bool) -> Any:
+        asked.append((judge, len(moves)))
+        return await move(moves, skip_locked=skip_locked, judge=judge)
+
+    monkeypatch.setattr(lane, "_move", watched)
+
+    async def crowd() -> list[Verdict]:
+        callers = [spent, *others, spent]
+        return [a.verdict for a in await asyncio.gather(*(world.bank.admit(c.attempt(10)) for c in callers))]
+
+    verdicts = [Verdict.DENIED, Verdict.OK, Verdict.OK, Verdict.OK, Verdict.DENIED]
+    assert await crowd() == verdicts
+    assert asked == [(False, 5)], "nobody knew; the whole batch was judged"
+    asked.clear()
+    assert await crowd() == verdicts
+    assert sorted(asked) == [(False, 3), (True, 2)]
+    await asyncio.sleep(lane_module.JUDGE_S)
+    asked.clear()
+    assert await crowd() == verdicts
+    assert asked == [(False, 5)], "a moment later it is tried with the others again"
+    assert await world.faults() == []
 
 
 async def test_a_locked_account_delays_the_others_by_one_lock_timeout_only(worlds: Worlds) -> None:
