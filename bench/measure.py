@@ -41,6 +41,7 @@ class Cost:
 def counted(place: Place, contestant: Contestant) -> Iterator[Cost]:
     cost = Cost()
     cores = {"proxy": min(place.cores.proxy), "rest": min(place.cores.rest)}
+    processes.quiet(cores["proxy"])
     before = {name: processes.busy_ticks(core) for name, core in cores.items()}
     began = _readings(place, contestant)
     try:

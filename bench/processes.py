@@ -18,6 +18,8 @@ from pathlib import Path
 _TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PR_SET_PDEATHSIG = 1
+#: of a core: what idle contestants do together
+QUIET_SHARE = 0.2
 _LIBC = ctypes.CDLL(None)
 
 
@@ -156,6 +158,20 @@ def busy_ticks(core: int) -> tuple[int, int]:
             ticks = [int(value) for value in values[:8]]
             return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
     return 0, 1
+
+
+def quiet(core: int, *, seconds: float = 60.0, look_s: float = 0.25) -> bool:
+    """Wait until hardly anything runs on a core, for so many seconds at most; whether it came to that. A contestant that
+    was asked more than it can serve works on for a while when nobody waits any more, and would be charged to the next.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        worked, total = busy_ticks(core)
+        time.sleep(look_s)
+        later, later_total = busy_ticks(core)
+        if later - worked <= QUIET_SHARE * (later_total - total):
+            return True
+    return False
 
 
 def _stat(pid: int) -> list[str] | None:

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,6 +43,26 @@ def test_cpu_time_of_a_tree_is_what_it_used():
     used = processes.cpu_us(os.getpid()) - before
     assert 170_000 <= used <= 400_000
     assert processes.memory(os.getpid()).rss_largest > 5
+
+
+@pytest.mark.parametrize(
+    ("worked", "waits", "quiet"),
+    [([0, 4], 1, True), ([0, 25, 50, 53], 3, True), ([0, *range(25, 2000, 25)], 8, False)],
+)
+def test_a_run_begins_when_the_one_before_has_really_ended(
+    monkeypatch: pytest.MonkeyPatch, worked: list[int], waits: int, quiet: bool
+):
+    """Busy ticks of a core at each look, of 25 that passed between two."""
+    now, looks = [0.0], [0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        looks[0] += 1
+
+    monkeypatch.setattr(processes, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    monkeypatch.setattr(processes, "busy_ticks", lambda core: (worked[looks[0]], 25 * looks[0]))
+    assert processes.quiet(0, seconds=2.0) is quiet
+    assert looks[0] == waits
 
 
 def test_percentiles_never_reach_past_the_last_value():
