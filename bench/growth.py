@@ -21,7 +21,7 @@ from pathlib import Path
 
 import asyncpg
 
-from bench import contestants, forms, measure, payloads, processes
+from bench import contestants, forms, install, measure, payloads, processes
 from bench.contestants import Ask
 from bench.measure import Figures
 from bench.run import RESULTS, Session, session_of
@@ -286,6 +286,8 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=0, help="look at memory over so many calls")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    if not install.all_of(["tools", "tollhouse"])["tools"]:
+        return 1
     told = {name: [int(n) for n in getattr(options, name).split(",") if n] for name in KINDS}
     with session_of(forms.SMOKE) as session:
         key = session.tollhouse.governed("acme")

@@ -20,17 +20,22 @@ MEMBERS_MAX = 50_000
 #: values of all arrays of a body together; an embedding's worth of numbers is no request
 ELEMENTS_MAX = 500_000
 
-_NO_STRUCTURE = bytes(set(range(256)) - set(b"{}[]"))
+_NO_MARKS = bytes(set(range(256)) - set(b":,{["))
+_NO_COLONS = bytes(set(range(256)) - set(b":"))
+_NO_NESTS = bytes(set(range(256)) - set(b"{}[]"))
 _ONE_KIND = bytes.maketrans(b"{}", b"[]")
 
 
 def parse(raw: bytes) -> dict[str, Any]:
     """The body's object. Raises `Invalid` with a sentence for the client.
 
-    Costs 4 µs for a body of 1 KB (orjson alone: 0.5 µs); see `_repeats_a_key` for how.
+    Costs 4 µs for a body of 1 KB (orjson alone: 0.5 µs); see `_repeats_a_key` for how. Bytes are counted in what is
+    left after everything else was deleted in one pass: for 1 MB that takes 0.7 ms, where each count takes 1.1 ms.
     """
-    many = raw.count(b":") > MEMBERS_MAX or raw.count(b",") > ELEMENTS_MAX
-    if many or raw.count(b"{") + raw.count(b"[") > DEPTH_MAX:
+    marks = raw.translate(None, _NO_MARKS)
+    colons = marks.count(b":")
+    many = colons > MEMBERS_MAX or marks.count(b",") > ELEMENTS_MAX
+    if many or marks.count(b"{") + marks.count(b"[") > DEPTH_MAX:
         _check_structure(raw)
     try:
         body = orjson.loads(raw)
@@ -38,13 +43,13 @@ def parse(raw: bytes) -> dict[str, Any]:
         raise Invalid(f"The request body is not valid JSON: {error.msg}.", reason="invalid_json") from None
     if type(body) is not dict:
         raise Invalid("The request body must be a JSON object.", reason="invalid_json")
-    if _repeats_a_key(raw, body):
+    if _repeats_a_key(raw, colons, body):
         raise Invalid("The request body names a key twice in one object.", reason="invalid_json")
     return body
 
 
-def _repeats_a_key(raw: bytes, body: dict[str, Any]) -> bool:
-    r"""Whether any object of `raw` has a key twice (orjson keeps the last and says nothing).
+def _repeats_a_key(raw: bytes, colons: int, body: dict[str, Any]) -> bool:
+    r"""Whether any object of `raw`, with so many colons in all, has a key twice (orjson keeps the last and says nothing).
 
     Colons are counted in the raw body and in the parsed one written out again: a lost member is a
     lost colon. That holds as long as no string hides a colon as `\u003a`; bodies with such an escape
@@ -53,7 +58,7 @@ def _repeats_a_key(raw: bytes, body: dict[str, Any]) -> bool:
     """
     again = orjson.dumps(body)
     if b"\\u003" not in raw:
-        return raw.count(b":") != again.count(b":")
+        return colons != len(again.translate(None, _NO_COLONS))
     return _skeleton(raw).count(b":") != _skeleton(again).count(b":")
 
 
@@ -74,7 +79,7 @@ def _check_structure(raw: bytes) -> None:
     if skeleton.count(b":") > MEMBERS_MAX or skeleton.count(b",") > ELEMENTS_MAX:
         raise Invalid("The request body has too many JSON members.", reason="invalid_json")
     # each pass removes exactly the innermost level
-    nest = skeleton.translate(_ONE_KIND, _NO_STRUCTURE)
+    nest = skeleton.translate(_ONE_KIND, _NO_NESTS)
     for _ in range(DEPTH_MAX):
         if not nest:
             return

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench import payloads, plot, processes, report
+from bench import growth, install, payloads, plot, processes, report
 from bench.client import percentiles
 from proxy.bedrock.dialects.llama import LLAMA
 
@@ -118,6 +118,14 @@ def test_the_smoke_form_fails_on_a_tenfold_slip_and_on_any_error(
 ):
     assert report.verdict(results(ours, wrong=wrong)) == code
     assert ("FAILED" in capsys.readouterr().out) == bool(code)
+
+
+def test_growth_installs_what_it_runs_and_does_not_begin_without(monkeypatch: pytest.MonkeyPatch):
+    asked: list[str] = []
+    monkeypatch.setattr(install, "all_of", lambda names: asked.extend(names) or {"tools": False})
+    monkeypatch.setattr("sys.argv", ["growth"])
+    assert growth.main() == 1
+    assert asked == ["tools", "tollhouse"]
 
 
 def test_the_plot_is_drawn_with_the_values_it_was_given():
