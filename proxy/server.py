@@ -34,8 +34,6 @@ from proxy.settings import Settings
 from proxy.tracing import collector
 from proxy.web.admin import check_settings
 
-#: header deadline, milliseconds
-HEADER_MS = 10_000
 #: connections beside those of calls: idle, slow, about to be refused
 IDLE_CONNECTIONS = 16_384
 #: open files that a process asks for where the system lets it
@@ -200,6 +198,8 @@ def _connections(settings: Settings) -> int:
 
 def _granian(settings: Settings) -> _Server:
     port = settings.admin_port if settings.surface == "admin" else settings.port
+    if settings.head_seconds < 1:
+        raise ConfigurationError("TOLLHOUSE_HEAD_SECONDS: a request's head needs at least a second")
     return _Server(
         "proxy.app:create",
         leaving=settings.leaving_mark(os.getpid()),
@@ -214,7 +214,7 @@ def _granian(settings: Settings) -> _Server:
         websockets=False,
         backlog=4096,
         backpressure=_connections(settings),
-        http1_settings=HTTP1Settings(header_read_timeout=HEADER_MS),
+        http1_settings=HTTP1Settings(header_read_timeout=1000 * settings.head_seconds),
         http2_settings=HTTP2Settings(
             max_concurrent_streams=1000, max_headers_size=65_536, keep_alive_interval=30_000
         ),

@@ -127,6 +127,11 @@ class Settings:
         500, "answers read on at once after their clients left; more are charged their ceiling"
     )
     max_calls: int = _setting(2000, "calls in flight per worker before new ones are refused as overload")
+    head_seconds: int = _setting(
+        10,
+        "longest time a request's head may take, and an HTTP/1.1 connection is kept after an answer: more than a load "
+        "balancer in front keeps it",
+    )
     body_seconds: int = _setting(30, "longest time a request body may take to arrive")
     shutdown_seconds: int = _setting(3900, "grace for running calls on SIGTERM")
     otlp_endpoint: str = _setting(
@@ -149,8 +154,8 @@ class Settings:
     ledger_keep_months: int = _setting(
         0, "months whose single calls are kept, at least 2; older ones are dropped, their sums stay; 0: all"
     )
-    invariants_seconds: float = _setting(
-        10.0, "how long the check of the bank's invariants may read the month before it is given up"
+    invariants_seconds: int = _setting(
+        10, "how long the check of the bank's invariants may read the month before it is given up"
     )
     evidence_log_group: str = _setting(
         "", "CloudWatch Logs group of Bedrock's model invocation log, in each Region that serves calls"

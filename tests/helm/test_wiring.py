@@ -201,6 +201,21 @@ def test_load_balancers_wait_for_the_longest_call() -> None:
     assert {int(value.removesuffix("s")) for value in timeouts.values()} == {longest + 60}
 
 
+@pytest.mark.parametrize(
+    ("values", "seconds"),
+    [
+        ({"ingress": {"controller": "alb"}, "config": {"call_seconds": 600}}, 675),
+        ({"ingress": {"controller": "nginx"}}, 75),
+        ({"ingress": {"controller": "nginx"}, "config": {"head_seconds": 20}}, 20),
+        ({"ingress": {"controller": ""}}, Settings().head_seconds),
+        ({"ingress": {"enabled": False, "controller": "alb"}}, Settings().head_seconds),
+    ],
+)
+def test_pods_keep_connections_longer_than_the_load_balancer(values: dict[str, Any], seconds: int) -> None:
+    """Who closes first is never the pod: a POST that meets a closing connection is answered 502."""
+    assert _settings(render(values, shape="full").proxy).head_seconds == seconds
+
+
 def test_the_pod_leaves_the_services_before_it_refuses_connections() -> None:
     for kube, pause in (
         ("1.29", {"exec": {"command": ["sleep", "15"]}}),

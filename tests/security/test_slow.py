@@ -12,16 +12,18 @@ import socket
 import statistics
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.conftest import APPLICATION
 from tests.security.raw import BODY, INVOKE, STREAM, connect, hear, post
 from tests.security.test_bodies import memory
-from tests.support.stack import Key, Proxy
+from tests.support.stack import Key, Proxy, running
 
 HEADER_SECONDS = 10
 BODY_SECONDS = 3
@@ -125,6 +127,32 @@ def slowloris(stack: Proxy, key: Key, count: int, seconds: float) -> tuple[float
 def test_two_hundred_slow_heads_and_good_traffic(stack: Proxy, key: Key) -> None:
     before, during = slowloris(stack, key, 200, 3.0)
     assert during < max(2 * before, before + 0.05)  # the machine's other work is in both
+
+
+def test_an_answered_connection_is_kept_for_the_time_of_a_head(
+    module_owner_url: str,
+    as_role: Callable[[str, str], str],
+    session_redis_url: str,
+    simulator_server: Any,
+    tmp_path: Path,
+) -> None:
+    """Both are one deadline, which a load balancer that keeps its connections longer needs raised."""
+    settings = {"TOLLHOUSE_HEAD_SECONDS": "3"}
+    database = as_role(module_owner_url, APPLICATION)
+    with running(
+        Proxy(database, session_redis_url, simulator_server.url, tmp_path / "state", settings)
+    ) as short:
+        slow, idle = connect(short.port), connect(short.port)
+        began = time.monotonic()
+        slow.sendall(b"POST / HTTP/1.1\r\nHost: proxy\r\nX-Slow: ")
+        idle.sendall(b"GET /health/live HTTP/1.1\r\nHost: proxy\r\n\r\n")
+        assert idle.recv(4096).startswith(b"HTTP/1.1 200")
+        for one in (slow, idle):
+            one.settimeout(10.0)
+            while one.recv(4096):
+                pass
+            assert 2.5 < time.monotonic() - began < 5.0
+            one.close()
 
 
 @pytest.mark.slow

@@ -17,6 +17,13 @@ def test_values_are_typed():
     assert (loaded.port, loaded.require_durable, loaded.upstream) == (9000, False, "aws")
 
 
+def test_shares_end_at_one_and_seconds_do_not():
+    loaded = load({"TOLLHOUSE_TRACE_SAMPLE": "0.5", "TOLLHOUSE_INVARIANTS_SECONDS": "60"})
+    assert (loaded.trace_sample, loaded.invariants_seconds) == (0.5, 60)
+    with pytest.raises(ConfigurationError, match="expected a share"):
+        load({"TOLLHOUSE_TRACE_SAMPLE": "2"})
+
+
 @pytest.mark.parametrize("name", ["TOLLHOUSE_PROT", "TOLLHOUSE_", "TOLLHOUSE_DATABASE"])
 def test_an_unknown_name_is_an_error(name):
     with pytest.raises(ConfigurationError, match=f"{name} is not a setting"):

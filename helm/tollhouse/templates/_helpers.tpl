@@ -67,6 +67,17 @@ app.kubernetes.io/version: {{ (index . 0).Values.image.tag | default (index . 0)
 {{- int (default 3600 .Values.config.call_seconds) -}}
 {{- end -}}
 
+{{/* Seconds the load balancer keeps a connection to a pod that nothing passes over: ALB its idle time-out, ingress-nginx its upstream-keepalive-timeout. */}}
+{{- define "tollhouse.balancerSeconds" -}}
+{{- if .Values.ingress.enabled -}}
+{{- if eq .Values.ingress.controller "alb" -}}
+{{- min (add (include "tollhouse.callSeconds" . | int) 60) 4000 -}}
+{{- else if eq .Values.ingress.controller "nginx" -}}
+60
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "tollhouse.shutdownSeconds" -}}
 {{- add (include "tollhouse.callSeconds" . | int) (int .Values.proxy.settleSeconds) -}}
 {{- end -}}

@@ -141,14 +141,14 @@ async def test_a_worker_tells_when_it_last_came_to_the_end_of_the_check(monkeypa
 
     class Judge:
         async def broken_invariants(self, seconds: float) -> dict[str, int]:
-            assert seconds == 7.5
+            assert seconds == 7
             outcome = next(outcomes)
             if isinstance(outcome, BankAway):
                 raise outcome
             return outcome
 
     settings = Settings(
-        database_url="postgresql://x/y", redis_url="redis://x", master_key="00" * 32, invariants_seconds=7.5
+        database_url="postgresql://x/y", redis_url="redis://x", master_key="00" * 32, invariants_seconds=7
     )
     duties = background.duties(settings, engine, PostgresBank(engine, lanes=1), Judge())  # type: ignore[arg-type]
     [duty] = [one for one in duties if one.name == "invariants"]

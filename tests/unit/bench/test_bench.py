@@ -122,7 +122,12 @@ def test_the_smoke_form_fails_on_a_tenfold_slip_and_on_any_error(
 
 def test_growth_installs_what_it_runs_and_does_not_begin_without(monkeypatch: pytest.MonkeyPatch):
     asked: list[str] = []
-    monkeypatch.setattr(install, "all_of", lambda names: asked.extend(names) or {"tools": False})
+
+    def none_of(names: list[str]) -> dict[str, bool]:
+        asked.extend(names)
+        return {"tools": False}
+
+    monkeypatch.setattr(install, "all_of", none_of)
     monkeypatch.setattr("sys.argv", ["growth"])
     assert growth.main() == 1
     assert asked == ["tools", "tollhouse"]
